@@ -1,3 +1,50 @@
-"""World-model components for PyTorch, and the complete PlaNet agent."""
+"""World-model components for PyTorch, and the complete PlaNet agent.
+
+Every part can be used alone; `planet_lib.envs` (environments) and `planet_lib.training` (updates, checkpoints, presets)
+are imported by name. Importing this package prints nothing and changes no setting.
+"""
+
+from planet_lib.models import (
+    Cell,
+    ConvEncoder,
+    Decoder,
+    PatchDecoder,
+    PatchEncoder,
+    RewardHead,
+    RNNCell,
+    RSSMCell,
+    SSMCell,
+    VectorEncoder,
+    WorldModel,
+    imagine,
+    load_kaixhin_checkpoint,
+    observe,
+)
+from planet_lib.objectives import elbo_loss, latent_overshooting
+from planet_lib.types import Batch, Episode, Losses, Plan, State
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Batch",
+    "Cell",
+    "ConvEncoder",
+    "Decoder",
+    "Episode",
+    "Losses",
+    "PatchDecoder",
+    "PatchEncoder",
+    "Plan",
+    "RNNCell",
+    "RSSMCell",
+    "RewardHead",
+    "SSMCell",
+    "State",
+    "VectorEncoder",
+    "WorldModel",
+    "elbo_loss",
+    "imagine",
+    "latent_overshooting",
+    "load_kaixhin_checkpoint",
+    "observe",
+]

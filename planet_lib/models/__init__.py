@@ -1,0 +1,26 @@
+"""What the world model is: encoders, cells, decoders and heads, and the time loops over any cell."""
+
+from planet_lib.models.cells import Cell, RNNCell, RSSMCell, SSMCell
+from planet_lib.models.decoders import Decoder, PatchDecoder, RewardHead
+from planet_lib.models.encoders import ConvEncoder, PatchEncoder, VectorEncoder
+from planet_lib.models.kaixhin import load_kaixhin_checkpoint
+from planet_lib.models.rollout import imagine, observe, step
+from planet_lib.models.world_model import WorldModel
+
+__all__ = [
+    "Cell",
+    "ConvEncoder",
+    "Decoder",
+    "PatchDecoder",
+    "PatchEncoder",
+    "RNNCell",
+    "RSSMCell",
+    "RewardHead",
+    "SSMCell",
+    "VectorEncoder",
+    "WorldModel",
+    "imagine",
+    "load_kaixhin_checkpoint",
+    "observe",
+    "step",
+]

@@ -1,0 +1,216 @@
+"""Decoders and heads: from the features of a latent state to what is predicted. They know nothing of time or losses.
+
+Source: PlaNet (arXiv:1811.04551, appendix A). Difference: the image decoder mirrors any image shape exactly; a patch
+decoder is a cheap alternative for machines without a GPU.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from planet_lib._shapes import check_image_shape, check_last, check_positive
+from planet_lib.models.encoders import apply_layers, check_patch
+
+
+class Decoder(nn.Module):
+    """Predict the mean of an observation of exactly the given shape; unit variance is the loss's business.
+
+    An image (C, Y, X) comes from a linear layer without activation and stride-2 transposed convolutions with relu
+    between them; a vector (N,) from linear layers with relu between them.
+
+    At 64x64 with depth 32 this is the paper's network: linear to 1024, then kernels 5, 5, 6, 6 with 128, 64, 32, C
+    channels. Other sizes get the layers that lead to them: sizes are counted back from the output, (size - kernel) / 2
+    + 1 at each layer, and an output padding of 1 makes up for a remainder, so odd and non-square images fit exactly.
+
+    Shapes: features [..., F] -> [..., C, Y, X] or [..., N].
+
+    Args:
+        feature_dim: F, the cell's feature_dim.
+        obs_shape: (C, Y, X), channels first, at least 6 pixels high and wide, or (N,).
+        depth: channels before the last layer, doubled at each layer below; 32 is the paper's. Images only.
+        seed_dim: numbers in the linear layer's output; None is 32 depth, 1024 in the paper. Images only.
+        hidden_dim: size of the hidden layers. Vectors only.
+        num_layers: linear layers in all. Vectors only.
+
+    Raises:
+        ValueError: obs_shape is neither an image's nor a vector's; features do not end in F when called.
+
+    Source: arXiv:1811.04551, appendix A; google-research/planet networks/conv_ha.py.
+
+    Example:
+        >>> Decoder(230, (3, 64, 64))(torch.zeros(50, 2, 230)).shape
+        torch.Size([50, 2, 3, 64, 64])
+        >>> Decoder(230, (5,))(torch.zeros(50, 2, 230)).shape
+        torch.Size([50, 2, 5])
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        obs_shape: Sequence[int],
+        *,
+        depth: int = 32,
+        seed_dim: int | None = None,
+        hidden_dim: int = 200,
+        num_layers: int = 3,
+    ) -> None:
+        super().__init__()
+        check_positive(feature_dim=feature_dim, depth=depth, hidden_dim=hidden_dim, num_layers=num_layers)
+        self.feature_dim = feature_dim
+        self.obs_shape = tuple(int(size) for size in obs_shape)
+        if len(self.obs_shape) == 1:
+            check_positive(obs_dim=self.obs_shape[0])
+            self.network: nn.Module = _VectorDecoder(feature_dim, self.obs_shape[0], hidden_dim, num_layers)
+        elif len(self.obs_shape) == 3:
+            seed_dim = 32 * depth if seed_dim is None else seed_dim
+            check_positive(seed_dim=seed_dim)
+            self.network = _ConvDecoder(feature_dim, check_image_shape("obs_shape", self.obs_shape), depth, seed_dim)
+        else:
+            raise ValueError(f"obs_shape must be (C, Y, X) or (N,), got {self.obs_shape}")
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Predict observations [..., C, Y, X] or [..., N] from features [..., F]."""
+        check_last("features", features, self.feature_dim, because="the decoder's feature_dim")
+        flat = features.reshape(-1, self.feature_dim)
+        prediction: Tensor = self.network(flat)
+        return prediction.reshape(*features.shape[:-1], *self.obs_shape)
+
+
+class PatchDecoder(nn.Module):
+    """Predict an image patch by patch: the mirror of `PatchEncoder`, all matrix products.
+
+    hidden = relu(W_1 features + b_1) is cut into one piece per patch, and each patch = W_3 relu(W_2 piece + b_2) + b_3
+    by the same weights.
+
+    Shapes: features [..., F] -> [..., C, Y, X].
+
+    Args:
+        feature_dim: F, the cell's feature_dim.
+        image_shape: (C, Y, X), channels first; Y and X multiples of patch.
+        patch: side of a patch in pixels.
+        patch_dim: numbers from which a patch is drawn.
+        hidden_dim: size of the layer between features and patches.
+
+    Raises:
+        ValueError: image_shape is not divisible by patch; features do not end in F when called.
+
+    Source: ours, for the `cpu` preset.
+
+    Example:
+        >>> PatchDecoder(230, (3, 64, 64))(torch.zeros(50, 2, 230)).shape
+        torch.Size([50, 2, 3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        image_shape: tuple[int, int, int],
+        *,
+        patch: int = 8,
+        patch_dim: int = 32,
+        hidden_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        check_positive(feature_dim=feature_dim, patch=patch, patch_dim=patch_dim, hidden_dim=hidden_dim)
+        self.feature_dim = feature_dim
+        self.obs_shape = check_image_shape("image_shape", image_shape)
+        self.patch = check_patch(self.obs_shape, patch)
+        self.patch_dim = patch_dim
+        channels, height, width = self.obs_shape
+        self.rows, self.columns = height // patch, width // patch
+        self.hidden = nn.Linear(feature_dim, hidden_dim)
+        self.spread = nn.Linear(hidden_dim, self.rows * self.columns * patch_dim)
+        self.draw = nn.Linear(patch_dim, channels * patch * patch)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Predict images [..., C, Y, X] from features [..., F]."""
+        check_last("features", features, self.feature_dim, because="the decoder's feature_dim")
+        flat = features.reshape(-1, self.feature_dim)
+        pieces = torch.relu(self.spread(torch.relu(self.hidden(flat)))).reshape(len(flat), -1, self.patch_dim)
+        image: Tensor = rearrange(
+            self.draw(pieces), "n (y x) (c p q) -> n c (y p) (x q)", y=self.rows, p=self.patch, q=self.patch
+        )
+        return image.reshape(*features.shape[:-1], *self.obs_shape)
+
+
+class RewardHead(nn.Module):
+    """Predict the mean of the reward (of the whole action repeat) with linear layers and relu between them.
+
+    Shapes: features [..., F] -> [...].
+
+    Args:
+        feature_dim: F, the cell's feature_dim.
+        hidden_dim: size of the hidden layers.
+        num_hidden: hidden layers; the paper has 2 of 200, google-research/planet 3 of 300.
+
+    Raises:
+        ValueError: a size below 1; features do not end in F when called.
+
+    Source: arXiv:1811.04551, appendix A.
+
+    Example:
+        >>> RewardHead(230)(torch.zeros(50, 2, 230)).shape
+        torch.Size([50, 2])
+    """
+
+    def __init__(self, feature_dim: int, *, hidden_dim: int = 200, num_hidden: int = 2) -> None:
+        super().__init__()
+        check_positive(feature_dim=feature_dim, hidden_dim=hidden_dim, num_hidden=num_hidden)
+        self.feature_dim = feature_dim
+        widths = [feature_dim] + [hidden_dim] * num_hidden + [1]
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(widths))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Predict rewards [...] from features [..., F]."""
+        check_last("features", features, self.feature_dim, because="the head's feature_dim")
+        return apply_layers(self.layers, features).squeeze(-1)
+
+
+class _VectorDecoder(nn.Module):
+    def __init__(self, feature_dim: int, obs_dim: int, hidden_dim: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [feature_dim] + [hidden_dim] * (num_layers - 1) + [obs_dim]
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(widths))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return apply_layers(self.layers, features)
+
+
+class _ConvDecoder(nn.Module):
+    def __init__(self, feature_dim: int, image_shape: tuple[int, int, int], depth: int, seed_dim: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        kernels: list[int] = []
+        paddings: list[tuple[int, int]] = []
+        rows, columns = height, width
+        while True:
+            kernel = 6 if len(kernels) < 2 else 5
+            if min((rows - kernel) // 2, (columns - kernel) // 2) < 0:
+                break
+            kernels.insert(0, kernel)
+            paddings.insert(0, ((rows - kernel) % 2, (columns - kernel) % 2))
+            rows, columns = (rows - kernel) // 2 + 1, (columns - kernel) // 2 + 1
+        if not kernels:
+            raise ValueError(f"obs_shape must be at least 6 pixels high and wide, got {image_shape}")
+        num_layers = len(kernels)
+        widths = [depth * min(2 ** (num_layers - 2 - layer), 8) for layer in range(num_layers - 1)] + [channels]
+        # A 1x1 seed has all of seed_dim as channels; a larger one shares them, down to a floor, among its pixels.
+        seed_channels = seed_dim if rows * columns == 1 else max(seed_dim // (rows * columns), 8 * depth)
+        self.seed_shape = (seed_channels, rows, columns)
+        self.seed = nn.Linear(feature_dim, seed_channels * rows * columns)
+        below = seed_channels
+        layers: list[nn.Module] = []
+        for above, kernel, padding in zip(widths, kernels, paddings, strict=True):
+            layers.append(nn.ConvTranspose2d(below, above, kernel, stride=2, output_padding=padding))
+            below = above
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden: Tensor = self.seed(features).reshape(-1, *self.seed_shape)
+        for layer in self.layers[:-1]:
+            hidden = torch.relu(layer(hidden))
+        image: Tensor = self.layers[-1](hidden)
+        return image

@@ -1,0 +1,189 @@
+"""Encoders: from one observation to an embedding. They know nothing of time, actions or losses.
+
+Source: the convolutions are those of PlaNet (arXiv:1811.04551, appendix A), after Ha and Schmidhuber 2018. Differences:
+any height, width and number of channels (64x64 with depth 32 is the paper's network, 1024 numbers out), and a patch
+stem as a cheap alternative for machines without a GPU.
+"""
+
+import itertools
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from planet_lib._shapes import check_image_shape, check_last, check_positive
+
+
+def conv_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Feature-map sizes through the 4x4 stride-2 convolutions: the input's first, then one per layer.
+
+    A layer is added as long as its output keeps at least 2 pixels on the shorter side: 64 gives 64, 31, 14, 6, 2.
+    """
+    sizes = [(height, width)]
+    while min((sizes[-1][0] - 4) // 2 + 1, (sizes[-1][1] - 4) // 2 + 1) >= 2:
+        sizes.append(((sizes[-1][0] - 4) // 2 + 1, (sizes[-1][1] - 4) // 2 + 1))
+    return sizes
+
+
+class ConvEncoder(nn.Module):
+    """Image encoder of stride-2 convolutions, relu after each.
+
+    embed = flatten(conv_n(... conv_1(image))), each convolution 4x4 with stride 2 and no padding, with depth, 2 depth,
+    4 depth, then 8 depth channels. As many layers as keep 2 pixels on the shorter side: four at 64x64.
+
+    Shapes: images [..., C, Y, X] float in [-0.5, 0.5] (see `planet_lib.dequantise`) -> [..., E] with E = embed_dim.
+
+    Args:
+        image_shape: (C, Y, X), channels first; the shorter side at least 6 pixels.
+        depth: channels of the first layer; 32 is the paper's.
+        embed_dim: size of the embedding; None keeps the flattened map (1024 in the paper), a number adds a linear
+            layer.
+
+    Raises:
+        ValueError: image_shape is not three positive sizes, or too small; images do not fit it when called.
+
+    Source: arXiv:1811.04551, appendix A; google-research/planet networks/conv_ha.py.
+
+    Example:
+        >>> encoder = ConvEncoder((3, 64, 64))
+        >>> encoder(torch.zeros(50, 2, 3, 64, 64)).shape, encoder.embed_dim
+        (torch.Size([50, 2, 1024]), 1024)
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], *, depth: int = 32, embed_dim: int | None = None) -> None:
+        super().__init__()
+        self.image_shape = check_image_shape("image_shape", image_shape)
+        check_positive(depth=depth)
+        channels, height, width = self.image_shape
+        sizes = conv_sizes(height, width)
+        if len(sizes) == 1:
+            raise ValueError(f"image_shape must be at least 6 pixels high and wide, got {self.image_shape}")
+        widths = [channels] + [depth * min(2**layer, 8) for layer in range(len(sizes) - 1)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(below, above, kernel_size=4, stride=2) for below, above in itertools.pairwise(widths)
+        )
+        flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
+        self.embed_dim = flat if embed_dim is None else embed_dim
+        self.project = nn.Identity() if embed_dim is None else nn.Linear(flat, embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images [..., C, Y, X] as [..., E]."""
+        hidden = flatten_images(images, self.image_shape)
+        for conv in self.convs:
+            hidden = torch.relu(conv(hidden))
+        embed: Tensor = self.project(hidden.flatten(1))
+        return embed.reshape(*images.shape[:-3], self.embed_dim)
+
+
+class PatchEncoder(nn.Module):
+    """Image encoder that cuts the image into square patches and maps each by the same small network.
+
+    embed = relu(W_2 concat_p relu(W_1 patch_p + b_1) + b_2). All of it is matrix products, so on a CPU it costs about a
+    tenth of the convolutions; in exchange a patch does not see its neighbours before the last layer.
+
+    Shapes: images [..., C, Y, X] float in [-0.5, 0.5] -> [..., E] with E = embed_dim.
+
+    Args:
+        image_shape: (C, Y, X), channels first; Y and X multiples of patch.
+        patch: side of a patch in pixels.
+        patch_dim: numbers kept of each patch.
+        embed_dim: size of the embedding.
+
+    Raises:
+        ValueError: image_shape is not divisible by patch; images do not fit it when called.
+
+    Source: ours, for the `cpu` preset; the stem is that of Dosovitskiy et al. 2020 (arXiv:2010.11929).
+
+    Example:
+        >>> encoder = PatchEncoder((3, 64, 64), embed_dim=256)
+        >>> encoder(torch.zeros(50, 2, 3, 64, 64)).shape
+        torch.Size([50, 2, 256])
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], *, patch: int = 8, patch_dim: int = 32, embed_dim: int = 256
+    ) -> None:
+        super().__init__()
+        self.image_shape = check_image_shape("image_shape", image_shape)
+        check_positive(patch=patch, patch_dim=patch_dim, embed_dim=embed_dim)
+        self.patch = check_patch(self.image_shape, patch)
+        channels, height, width = self.image_shape
+        self.embed_dim = embed_dim
+        self.stem = nn.Linear(channels * patch * patch, patch_dim)
+        self.project = nn.Linear(patch_dim * (height // patch) * (width // patch), embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images [..., C, Y, X] as [..., E]."""
+        flat = flatten_images(images, self.image_shape)
+        patches = rearrange(flat, "n c (y p) (x q) -> n (y x) (c p q)", p=self.patch, q=self.patch)
+        hidden = torch.relu(self.stem(patches))
+        embed = torch.relu(self.project(hidden.flatten(1)))
+        return embed.reshape(*images.shape[:-3], self.embed_dim)
+
+
+class VectorEncoder(nn.Module):
+    """Encoder of a vector observation: linear layers with relu between them, none at the end.
+
+    Shapes: obs [..., N] float -> [..., E] with E = embed_dim.
+
+    Args:
+        obs_dim: N, the numbers in one observation.
+        embed_dim: size of the embedding, and of the hidden layers.
+        num_layers: linear layers in all.
+
+    Raises:
+        ValueError: a size below 1; obs does not end in N when called.
+
+    Source: Kaixhin/PlaNet models.py, SymbolicEncoder (three layers).
+
+    Example:
+        >>> VectorEncoder(5, embed_dim=64)(torch.zeros(50, 2, 5)).shape
+        torch.Size([50, 2, 64])
+    """
+
+    def __init__(self, obs_dim: int, *, embed_dim: int = 200, num_layers: int = 3) -> None:
+        super().__init__()
+        check_positive(obs_dim=obs_dim, embed_dim=embed_dim, num_layers=num_layers)
+        self.obs_dim, self.embed_dim = obs_dim, embed_dim
+        widths = [obs_dim] + [embed_dim] * num_layers
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(widths))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Embed vectors [..., N] as [..., E]."""
+        check_last("obs", obs, self.obs_dim, because="the encoder's obs_dim")
+        return apply_layers(self.layers, obs)
+
+
+def apply_layers(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
+    """Apply linear layers with relu between them and none after the last."""
+    for layer in layers[:-1]:
+        hidden = torch.relu(layer(hidden))
+    output: Tensor = layers[-1](hidden)
+    return output
+
+
+def check_patch(image_shape: tuple[int, int, int], patch: int) -> int:
+    """Return `patch`, or raise where it does not divide the image's height and width."""
+    _, height, width = image_shape
+    if height % patch or width % patch:
+        raise ValueError(f"patch must divide the image's height {height} and width {width}, got {patch}")
+    return patch
+
+
+def flatten_images(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """Merge the leading axes of float images [..., C, Y, X] into one, or raise where the shape or dtype is wrong."""
+    if images.ndim < 4 or tuple(images.shape[-3:]) != image_shape:
+        hint = ""
+        if images.ndim >= 3 and tuple(images.shape[-3:]) == (*image_shape[1:], image_shape[0]):
+            hint = "; move the channels first with images.movedim(-1, -3)"
+        expected = ", ".join(map(str, image_shape))
+        raise ValueError(
+            f"images must be [..., {expected}] (the encoder's image_shape, channels first) with at least one "
+            f"leading axis, got {list(images.shape)}{hint}"
+        )
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floats in [-0.5, 0.5], got {images.dtype}; turn uint8 frames into floats with "
+            "planet_lib.dequantise(images)"
+        )
+    return images.flatten(0, -4)

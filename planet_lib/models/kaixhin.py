@@ -1,0 +1,149 @@
+"""Load the checkpoints of Kaixhin/PlaNet, the PyTorch port most people have weights of.
+
+Knows that port's names and layer shapes. Source: Kaixhin/PlaNet (MIT), models.py and main.py, which saves
+`{"transition_model", "observation_model", "reward_model", "encoder", "optimiser"}` of state dicts.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from planet_lib.models.cells import RSSMCell
+from planet_lib.models.decoders import Decoder, RewardHead
+from planet_lib.models.encoders import ConvEncoder, VectorEncoder
+from planet_lib.models.world_model import WorldModel
+
+_NAMES = {
+    "transition_model": {
+        "fc_embed_state_action": "path.embed",
+        "rnn": "path.gru",
+        "fc_embed_belief_prior": "prior_head.hidden",
+        "fc_state_prior": "prior_head.out",
+        "fc_embed_belief_posterior": "posterior_head.hidden",
+        "fc_state_posterior": "posterior_head.out",
+    },
+    "reward_model": {"fc1": "layers.0", "fc2": "layers.1", "fc3": "layers.2"},
+    "encoder": {
+        **{f"conv{i}": f"convs.{i - 1}" for i in range(1, 5)},
+        **{f"fc{i}": f"layers.{i - 1}" for i in range(1, 4)},
+        "fc": "project",
+    },
+    "observation_model": {
+        **{f"conv{i}": f"network.layers.{i - 1}" for i in range(1, 5)},
+        **{f"fc{i}": f"network.layers.{i - 1}" for i in range(1, 4)},
+    },
+}
+_PARTS = tuple(_NAMES)
+
+
+def load_kaixhin_checkpoint(path: str | os.PathLike[str]) -> WorldModel:
+    """Build a `WorldModel` from a checkpoint of Kaixhin/PlaNet (`models_*.pth`), images or vectors, any sizes.
+
+    The sizes are read off the weights. The optimiser's state is left out. The port's activation (relu by default) and
+    its minimal deviation 0.1 are not part of its checkpoints: relu and 0.1 are assumed.
+
+    Nothing is unpickled but tensors (`torch.load(weights_only=True)`), so a stranger's file can run no code.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A model whose encoder, cell, decoder and reward head compute what the port's do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not readable without running code, or is not such a checkpoint.
+
+    Example:
+        >>> load_kaixhin_checkpoint("models_1000.pth")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'models_1000.pth'
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(
+            f"path must be a checkpoint of Kaixhin/PlaNet holding only tensors, got {os.fspath(path)!r}, which cannot "
+            f"be read safely ({type(error).__name__})"
+        ) from error
+    missing = [
+        part for part in _PARTS if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(part), dict)
+    ]
+    if missing:
+        raise ValueError(
+            f"path must be a checkpoint of Kaixhin/PlaNet with the parts {', '.join(_PARTS)}, got "
+            f"{os.fspath(path)!r} without {', '.join(missing)}"
+        )
+    try:
+        model = _build({part: checkpoint[part] for part in _PARTS})
+        for part, module in zip(_PARTS, (model.cell, model.reward_head, model.encoder, model.decoder), strict=True):
+            assert isinstance(module, nn.Module)
+            module.load_state_dict(rename_kaixhin(part, checkpoint[part]))
+    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"path must be a checkpoint of Kaixhin/PlaNet, got {os.fspath(path)!r}, whose weights do not fit: {error}"
+        ) from error
+    return model
+
+
+def rename_kaixhin(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate one part's state dict into the names of planet_lib's module.
+
+    Args:
+        part: "transition_model" (-> `RSSMCell`), "reward_model" (-> `RewardHead`), "encoder" (-> `ConvEncoder` or
+            `VectorEncoder`) or "observation_model" (-> `Decoder`).
+        weights: the port's state dict.
+
+    Returns:
+        The same tensors under our names.
+
+    Raises:
+        ValueError: part is none of the four.
+        KeyError: a weight has a name that the port does not use.
+
+    Example:
+        >>> list(rename_kaixhin("reward_model", {"fc1.bias": torch.zeros(200)}))
+        ['layers.0.bias']
+    """
+    if part not in _NAMES:
+        raise ValueError(f"part must be one of {', '.join(_PARTS)}, got {part!r}")
+    names = dict(_NAMES[part])
+    if part == "observation_model" and "conv1.weight" in weights:
+        names["fc1"] = "network.seed"
+    renamed = {}
+    for name, value in weights.items():
+        layer, _, kind = name.partition(".")
+        renamed[f"{names[layer]}.{kind}"] = value
+    return renamed
+
+
+def _build(parts: Mapping[str, Mapping[str, Tensor]]) -> WorldModel:
+    """Make modules of the sizes that the weights have."""
+    transition, observation = parts["transition_model"], parts["observation_model"]
+    encoder_weights, reward = parts["encoder"], parts["reward_model"]
+    stoch_dim = transition["fc_state_prior.weight"].shape[0] // 2
+    deter_dim = transition["rnn.weight_hh"].shape[1]
+    hidden_dim = transition["fc_embed_belief_prior.weight"].shape[0]
+    cell = RSSMCell(
+        action_dim=transition["fc_embed_state_action.weight"].shape[1] - stoch_dim,
+        embed_dim=transition["fc_embed_belief_posterior.weight"].shape[1] - deter_dim,
+        deter_dim=deter_dim,
+        stoch_dim=stoch_dim,
+        hidden_dim=hidden_dim,
+    )
+    encoder: nn.Module
+    if "conv1.weight" in encoder_weights:
+        project = encoder_weights.get("fc.weight")
+        encoder = ConvEncoder((3, 64, 64), embed_dim=None if project is None else project.shape[0])
+        decoder = Decoder(cell.feature_dim, (3, 64, 64), seed_dim=observation["fc1.weight"].shape[0])
+    else:
+        obs_dim = encoder_weights["fc1.weight"].shape[1]
+        embed_dim = encoder_weights["fc3.weight"].shape[0]
+        encoder = VectorEncoder(obs_dim, embed_dim=embed_dim)
+        decoder = Decoder(cell.feature_dim, (obs_dim,), hidden_dim=embed_dim)
+    head = RewardHead(cell.feature_dim, hidden_dim=reward["fc1.weight"].shape[0])
+    return WorldModel(encoder, cell, decoder, head)

@@ -1,0 +1,207 @@
+"""Time loops over any cell: `observe` filters a sequence, `imagine` predicts one, `step` is one step of filtering.
+
+Knows no cell in particular, no pixels and no loss. Source: PlaNet (arXiv:1811.04551), section 3; the names follow
+Dreamer's. Difference from every port: rows carry the action that led to them, and `is_first` resets deterministic
+path, sample *and* action, so a window may start and cross episodes anywhere.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from planet_lib._shapes import check_shape
+from planet_lib.models.cells import Cell
+
+S = TypeVar("S", bound=tuple[Tensor, ...])
+
+
+def observe(
+    cell: Cell[S],
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    initial: S | None = None,
+    *,
+    prior_noise: Tensor | None = None,
+    posterior_noise: Tensor | None = None,
+) -> tuple[S, S]:
+    """Filter a sequence: at each row predict from the row before, then correct by what was seen.
+
+    prior_t = p(s_t | s_{t-1}, a_t),  posterior_t = q(s_t | prior_t, embed_t), where s_{t-1} is the posterior's sample
+    and a_t the action that led to row t. Where is_first[t] holds, s_{t-1} and a_t count as zero.
+
+    Args:
+        cell: any `Cell`; its own `scan` is used where it has one.
+        embed: [T, B, E] embeddings of the observations.
+        action: [T, B, A].
+        is_first: [T, B] bool, True on the first row of an episode.
+        initial: the state [B, ...] before row 0, as left by the window before; None is the cell's zero state.
+        prior_noise: [T, B, noise_dim] standard normal; drawn when None.
+        posterior_noise: [T, B, noise_dim], likewise.
+
+    Returns:
+        (prior, posterior), each the cell's state with fields [T, B, ...].
+
+    Raises:
+        ValueError: shapes do not fit each other or the cell.
+        TypeError: is_first is not bool.
+
+    Example:
+        >>> from planet_lib import RSSMCell
+        >>> cell = RSSMCell(action_dim=6, embed_dim=1024)
+        >>> is_first = torch.zeros(50, 2, dtype=torch.bool)
+        >>> prior, posterior = observe(cell, torch.zeros(50, 2, 1024), torch.zeros(50, 2, 6), is_first)
+        >>> posterior.deter.shape
+        torch.Size([50, 2, 200])
+    """
+    check_shape("embed", embed, "T B E")
+    length, batch_size = embed.shape[:2]
+    _check_length(length, "embed")
+    check_shape(
+        "action",
+        action,
+        "T B A",
+        T=length,
+        B=batch_size,
+        A=cell.action_dim,
+        because="from embed and the cell's action_dim",
+    )
+    check_shape("is_first", is_first, "T B", T=length, B=batch_size, because="from embed")
+    if is_first.dtype != torch.bool:
+        raise TypeError(f"is_first must be bool, got {is_first.dtype}")
+    for name, noise in (("prior_noise", prior_noise), ("posterior_noise", posterior_noise)):
+        if noise is not None:
+            check_shape(
+                name,
+                noise,
+                "T B S",
+                T=length,
+                B=batch_size,
+                S=cell.noise_dim,
+                because="from embed and the cell's noise_dim",
+            )
+    state = cell.initial(batch_size) if initial is None else initial
+    scan = getattr(cell, "scan", None)
+    if scan is not None:
+        scanned: tuple[S, S] = scan(state, embed, action, is_first, prior_noise, posterior_noise)
+        return scanned
+    priors: list[S] = []
+    posteriors: list[S] = []
+    for t in range(length):
+        prior, state = step(
+            cell,
+            state,
+            action[t],
+            embed[t],
+            is_first[t],
+            prior_noise=None if prior_noise is None else prior_noise[t],
+            posterior_noise=None if posterior_noise is None else posterior_noise[t],
+        )
+        priors.append(prior)
+        posteriors.append(state)
+    return _stack(priors), _stack(posteriors)
+
+
+def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None = None) -> S:
+    """Predict a sequence open loop: s_t ~ p(s_t | s_{t-1}, a_t), with no observation.
+
+    Args:
+        cell: any `Cell`.
+        initial: the state [B, ...] before the first action.
+        action: [H, B, A].
+        noise: [H, B, noise_dim] standard normal; drawn when None.
+
+    Returns:
+        The cell's state with fields [H, B, ...]; row 0 is one step after `initial`.
+
+    Raises:
+        ValueError: shapes do not fit the cell.
+
+    Example:
+        >>> from planet_lib import RSSMCell
+        >>> cell = RSSMCell(action_dim=6, embed_dim=1024)
+        >>> imagine(cell, cell.initial(2), torch.zeros(12, 2, 6)).stoch.shape
+        torch.Size([12, 2, 30])
+    """
+    check_shape("action", action, "H B A", A=cell.action_dim, because="the cell's action_dim")
+    horizon, batch_size = action.shape[:2]
+    _check_length(horizon, "action")
+    if noise is not None:
+        check_shape(
+            "noise",
+            noise,
+            "H B S",
+            H=horizon,
+            B=batch_size,
+            S=cell.noise_dim,
+            because="from action and the cell's noise_dim",
+        )
+    state = initial
+    states: list[S] = []
+    for t in range(horizon):
+        state = cell.prior(state, action[t], None if noise is None else noise[t])
+        states.append(state)
+    return _stack(states)
+
+
+def step(
+    cell: Cell[S],
+    state: S,
+    action: Tensor,
+    embed: Tensor,
+    is_first: Tensor,
+    *,
+    prior_noise: Tensor | None = None,
+    posterior_noise: Tensor | None = None,
+) -> tuple[S, S]:
+    """Filter one row: predict from `state` and the action that led here, then correct by the embedding.
+
+    Args:
+        cell: any `Cell`.
+        state: the state [B, ...] at the row before.
+        action: [B, A], the action that led to this row.
+        embed: [B, E].
+        is_first: [B] bool; where it holds, state and action count as the initial state and zero.
+        prior_noise: [B, noise_dim] standard normal; drawn when None.
+        posterior_noise: [B, noise_dim], likewise.
+
+    Returns:
+        (prior, posterior), each a state [B, ...].
+
+    Example:
+        >>> from planet_lib import RSSMCell
+        >>> cell = RSSMCell(action_dim=6, embed_dim=1024)
+        >>> first = torch.ones(2, dtype=torch.bool)
+        >>> prior, posterior = step(cell, cell.initial(2), torch.zeros(2, 6), torch.zeros(2, 1024), first)
+        >>> posterior.stoch.shape
+        torch.Size([2, 30])
+    """
+    fresh = cell.initial(is_first.shape[0])
+    state = map_state(lambda old, new: torch.where(is_first.reshape(-1, *[1] * (old.ndim - 1)), new, old), state, fresh)
+    prior = cell.prior(state, action.masked_fill(is_first.unsqueeze(-1), 0.0), prior_noise)
+    return prior, cell.posterior(prior, embed, posterior_noise)
+
+
+def _check_length(length: int, name: str) -> None:
+    if length < 1:
+        raise ValueError(f"{name} must have at least one row along its first axis, got {length}")
+
+
+def map_state(function: Callable[..., Tensor], state: S, *others: S) -> S:
+    """Apply `function` to each field of a NamedTuple of tensors (with the same field of `others`), and rebuild it.
+
+    Example:
+        >>> from planet_lib import RSSMCell
+        >>> state = RSSMCell(action_dim=6, embed_dim=1024).initial(2)
+        >>> map_state(lambda field: field[:1], state).deter.shape
+        torch.Size([1, 200])
+    """
+    mapped: S = type(state)(*(function(*fields) for fields in zip(state, *others, strict=True)))
+    return mapped
+
+
+def _stack(states: list[S]) -> S:
+    """NamedTuples of [B, ...] at successive times, as one of [T, B, ...]."""
+    return map_state(lambda *fields: torch.stack(fields), *states)

@@ -1,0 +1,105 @@
+"""The evidence lower bound that a world model is trained on: a pure function that keeps nothing.
+
+Source: PlaNet (arXiv:1811.04551), equation 3; free nats as in Kaixhin/PlaNet (google-research/planet subtracts them
+instead, which has the same gradient). Difference: rows that pad a window and rewards that do not exist are left out.
+"""
+
+import torch
+from torch import Tensor
+
+from planet_lib._shapes import check_shape
+from planet_lib.models.world_model import WorldModel
+from planet_lib.types import Batch, Losses
+
+
+def elbo_loss(
+    model: WorldModel,
+    batch: Batch,
+    obs: Tensor,
+    prior: tuple[Tensor, ...],
+    posterior: tuple[Tensor, ...],
+    *,
+    free_nats: float = 3.0,
+    obs_scale: float = 1.0,
+    reward_scale: float = 1.0,
+    kl_scale: float = 1.0,
+) -> Losses:
+    """Negative evidence lower bound of a batch of windows, per row, in nats up to a constant.
+
+    total = obs_scale * mean_t 1/2 |o_t - decode(f_t)|^2 + reward_scale * mean_t 1/2 (r_t - reward(f_t))^2
+    + kl_scale * mean_t max(KL(posterior_t || prior_t), free_nats), with f_t the posterior's features.
+
+    The squared error of an observation is summed over its pixels or numbers (a Gaussian of unit variance without its
+    constant). The KL is summed over latent dimensions, and clipped per row before the mean. Means are over valid rows
+    (batch.mask); the reward's also leaves out rows where is_first holds, since no reward exists there.
+
+    Args:
+        model: the decoder, reward head and cell (for its features and divergence).
+        batch: the windows, of which reward, is_first and mask are read.
+        obs: [T, B, C, Y, X] or [T, B, N] floats, the very ones that the encoder saw.
+        prior: state [T, B, ...] from `observe`.
+        posterior: state [T, B, ...] from `observe`.
+        free_nats: nats per row that cost nothing; below them the KL has no gradient.
+        obs_scale: weight of the observation term.
+        reward_scale: weight of the reward term; 10 in google-research/planet.
+        kl_scale: weight of the divergence.
+
+    Returns:
+        `Losses`, scalars: total, the unscaled terms, the raw KL and the clipped one.
+
+    Raises:
+        ValueError: free_nats is negative, or shapes do not fit.
+
+    Source: arXiv:1811.04551, equation 3 and appendix A.
+
+    Example:
+        >>> from planet_lib import Decoder, RewardHead, RSSMCell, VectorEncoder, observe
+        >>> encoder, cell = VectorEncoder(5, embed_dim=16), RSSMCell(action_dim=1, embed_dim=16)
+        >>> model = WorldModel(encoder, cell, Decoder(230, (5,)), RewardHead(230))
+        >>> flags = torch.zeros(7, 2, dtype=torch.bool)
+        >>> batch = Batch(obs=torch.zeros(7, 2, 5), action=torch.zeros(7, 2, 1), reward=torch.zeros(7, 2),
+        ...     is_first=flags, terminated=flags, mask=~flags)
+        >>> prior, posterior = observe(cell, encoder(batch.obs), batch.action, batch.is_first)
+        >>> losses = elbo_loss(model, batch, batch.obs, prior, posterior, free_nats=3.0)
+        >>> bool(losses.total >= losses.kl_clipped >= 3.0)
+        True
+    """
+    if not free_nats >= 0:
+        raise ValueError(f"free_nats must be at least 0, got {free_nats}")
+    length, batch_size = batch.mask.shape
+    for name in ("reward", "is_first", "mask"):
+        check_shape(f"batch.{name}", getattr(batch, name), "T B", T=length, B=batch_size, because="from batch.mask")
+    features = model.cell.features(posterior)
+    decoded: Tensor = model.decoder(features)
+    if decoded.shape != obs.shape:
+        raise ValueError(f"obs must be {list(decoded.shape)} (what the decoder predicts), got {list(obs.shape)}")
+    obs_error = 0.5 * (decoded - obs).square().flatten(2).sum(-1)
+    reward_error = 0.5 * (model.reward_head(features) - batch.reward).square()
+    kl = model.cell.divergence(posterior, prior)
+    obs_term = masked_mean(obs_error, batch.mask)
+    reward_term = masked_mean(reward_error, batch.mask & ~batch.is_first)
+    kl_clipped = masked_mean(kl.clamp(min=free_nats), batch.mask)
+    return Losses(
+        total=obs_scale * obs_term + reward_scale * reward_term + kl_scale * kl_clipped,
+        obs=obs_term,
+        reward=reward_term,
+        kl=masked_mean(kl, batch.mask),
+        kl_clipped=kl_clipped,
+    )
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` holds; 0 where it holds nowhere. Values outside never matter, not even NaN.
+
+    Args:
+        values: any shape.
+        mask: bool, the same shape.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 2.0, float("nan")]), torch.tensor([True, True, False]))
+        tensor(1.5000)
+    """
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)

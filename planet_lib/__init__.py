@@ -4,6 +4,7 @@ Every part can be used alone; `planet_lib.envs` (environments) and `planet_lib.t
 are imported by name. Importing this package prints nothing and changes no setting.
 """
 
+from planet_lib.data import SequenceReplay, dequantise, to_uint8
 from planet_lib.models import (
     Cell,
     ConvEncoder,
@@ -21,30 +22,38 @@ from planet_lib.models import (
     observe,
 )
 from planet_lib.objectives import elbo_loss, latent_overshooting
+from planet_lib.planning import CEMPlanner, Dynamics, LatentDynamics, PlanningAgent
 from planet_lib.types import Batch, Episode, Losses, Plan, State
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Batch",
+    "CEMPlanner",
     "Cell",
     "ConvEncoder",
     "Decoder",
+    "Dynamics",
     "Episode",
+    "LatentDynamics",
     "Losses",
     "PatchDecoder",
     "PatchEncoder",
     "Plan",
+    "PlanningAgent",
     "RNNCell",
     "RSSMCell",
     "RewardHead",
     "SSMCell",
+    "SequenceReplay",
     "State",
     "VectorEncoder",
     "WorldModel",
+    "dequantise",
     "elbo_loss",
     "imagine",
     "latent_overshooting",
     "load_kaixhin_checkpoint",
     "observe",
+    "to_uint8",
 ]

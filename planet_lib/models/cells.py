@@ -32,6 +32,10 @@ class Cell(Protocol[S]):
         action_dim: A, numbers in an action.
         feature_dim: F, numbers that `features` returns.
         noise_dim: numbers of standard normal noise that one step uses; 0 where nothing is random.
+
+    Example:
+        >>> isinstance(SSMCell(action_dim=6, embed_dim=1024), Cell)
+        True
     """
 
     action_dim: int
@@ -140,6 +144,8 @@ class RSSMCell(nn.Module):
         posterior_noise: Tensor | None = None,
     ) -> tuple[State, State]:
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
+        check_last("action", action, self.action_dim, because="the cell's action_dim")
+        check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
         deter, posterior = _scan(self.path, self.posterior_head, state, embed, action, is_first, posterior_noise)
         return _gaussian_state(deter, self.prior_head(deter), prior_noise), posterior
 
@@ -301,7 +307,7 @@ class _GaussianHead(nn.Module):
 
     def __init__(self, input_dim: int, hidden_dim: int, stoch_dim: int, min_std: float) -> None:
         super().__init__()
-        if min_std < 0:
+        if not min_std >= 0:
             raise ValueError(f"min_std must be at least 0, got {min_std}")
         self.min_std = min_std
         self.hidden = nn.Linear(input_dim, hidden_dim)

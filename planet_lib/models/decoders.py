@@ -23,7 +23,8 @@ class Decoder(nn.Module):
 
     At 64x64 with depth 32 this is the paper's network: linear to 1024, then kernels 5, 5, 6, 6 with 128, 64, 32, C
     channels. Other sizes get the layers that lead to them: sizes are counted back from the output, (size - kernel) / 2
-    + 1 at each layer, and an output padding of 1 makes up for a remainder, so odd and non-square images fit exactly.
+    + 1 at each layer, and where that leaves a remainder the kernel is one longer on that side, so odd and non-square
+    images fit exactly and every pixel depends on the features, those at the edge too.
 
     Shapes: features [..., F] -> [..., C, Y, X] or [..., N].
 
@@ -183,15 +184,13 @@ class _ConvDecoder(nn.Module):
     def __init__(self, feature_dim: int, image_shape: tuple[int, int, int], depth: int, seed_dim: int) -> None:
         super().__init__()
         channels, height, width = image_shape
-        kernels: list[int] = []
-        paddings: list[tuple[int, int]] = []
+        kernels: list[tuple[int, int]] = []
         rows, columns = height, width
         while True:
             kernel = 6 if len(kernels) < 2 else 5
             if min((rows - kernel) // 2, (columns - kernel) // 2) < 0:
                 break
-            kernels.insert(0, kernel)
-            paddings.insert(0, ((rows - kernel) % 2, (columns - kernel) % 2))
+            kernels.insert(0, (kernel + (rows - kernel) % 2, kernel + (columns - kernel) % 2))
             rows, columns = (rows - kernel) // 2 + 1, (columns - kernel) // 2 + 1
         if not kernels:
             raise ValueError(f"obs_shape must be at least 6 pixels high and wide, got {image_shape}")
@@ -203,8 +202,8 @@ class _ConvDecoder(nn.Module):
         self.seed = nn.Linear(feature_dim, seed_channels * rows * columns)
         below = seed_channels
         layers: list[nn.Module] = []
-        for above, kernel, padding in zip(widths, kernels, paddings, strict=True):
-            layers.append(nn.ConvTranspose2d(below, above, kernel, stride=2, output_padding=padding))
+        for above, kernel_size in zip(widths, kernels, strict=True):
+            layers.append(nn.ConvTranspose2d(below, above, kernel_size, stride=2))
             below = above
         self.layers = nn.ModuleList(layers)
 

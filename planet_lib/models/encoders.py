@@ -40,7 +40,9 @@ class ConvEncoder(nn.Module):
             layer.
 
     Raises:
-        ValueError: image_shape is not three positive sizes, or too small; images do not fit it when called.
+        ValueError: image_shape is not three positive sizes, or too small; depth or embed_dim below 1; images do not fit
+            image_shape when called.
+        TypeError: images are not floats when called.
 
     Source: arXiv:1811.04551, appendix A; google-research/planet networks/conv_ha.py.
 
@@ -53,7 +55,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], *, depth: int = 32, embed_dim: int | None = None) -> None:
         super().__init__()
         self.image_shape = check_image_shape("image_shape", image_shape)
-        check_positive(depth=depth)
+        check_positive(depth=depth, embed_dim=1 if embed_dim is None else embed_dim)
         channels, height, width = self.image_shape
         sizes = conv_sizes(height, width)
         if len(sizes) == 1:

@@ -5,7 +5,6 @@ Knows that port's names and layer shapes. Source: Kaixhin/PlaNet (MIT), models.p
 """
 
 import os
-import pickle
 from collections.abc import Mapping
 
 import torch
@@ -63,13 +62,14 @@ def load_kaixhin_checkpoint(path: str | os.PathLike[str]) -> WorldModel:
             ...
         FileNotFoundError: [Errno 2] No such file or directory: 'models_1000.pth'
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(
-            f"path must be a checkpoint of Kaixhin/PlaNet holding only tensors, got {os.fspath(path)!r}, which cannot "
-            f"be read safely ({type(error).__name__})"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle makes torch fail in any way at all: OSError, struct.error, ...
+            raise ValueError(
+                f"path must be a checkpoint of Kaixhin/PlaNet holding only tensors, got {os.fspath(path)!r}, which "
+                f"cannot be read safely ({type(error).__name__})"
+            ) from error
     missing = [
         part for part in _PARTS if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(part), dict)
     ]
@@ -83,7 +83,7 @@ def load_kaixhin_checkpoint(path: str | os.PathLike[str]) -> WorldModel:
         for part, module in zip(_PARTS, (model.cell, model.reward_head, model.encoder, model.decoder), strict=True):
             assert isinstance(module, nn.Module)
             module.load_state_dict(rename_kaixhin(part, checkpoint[part]))
-    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError) as error:
+    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"path must be a checkpoint of Kaixhin/PlaNet, got {os.fspath(path)!r}, whose weights do not fit: {error}"
         ) from error

@@ -82,6 +82,8 @@ def observe(
                 S=cell.noise_dim,
                 because="from embed and the cell's noise_dim",
             )
+    if initial is not None:
+        check_leading("initial", initial, batch_size, because="from embed")
     state = cell.initial(batch_size) if initial is None else initial
     scan = getattr(cell, "scan", None)
     if scan is not None:
@@ -138,6 +140,7 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
             S=cell.noise_dim,
             because="from action and the cell's noise_dim",
         )
+    check_leading("initial", initial, batch_size, because="from action")
     state = initial
     states: list[S] = []
     for t in range(horizon):
@@ -187,6 +190,22 @@ def step(
 def _check_length(length: int, name: str) -> None:
     if length < 1:
         raise ValueError(f"{name} must have at least one row along its first axis, got {length}")
+
+
+def check_leading(name: str, state: tuple[Tensor, ...], *sizes: int, because: str) -> None:
+    """Raise a `ValueError` unless every field of the state begins with the axes `sizes`; a size of 1 is no stand-in.
+
+    Example:
+        >>> from planet_lib import RSSMCell
+        >>> check_leading("initial", RSSMCell(action_dim=6, embed_dim=1024).initial(1), 32, because="from embed")
+        Traceback (most recent call last):
+            ...
+        ValueError: initial must have fields [32, ...] (from embed), got one of [1, 200]
+    """
+    for field in state:
+        if tuple(field.shape[: len(sizes)]) != sizes:
+            expected = ", ".join(map(str, sizes))
+            raise ValueError(f"{name} must have fields [{expected}, ...] ({because}), got one of {list(field.shape)}")
 
 
 def map_state(function: Callable[..., Tensor], state: S, *others: S) -> S:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from planet_lib._shapes import check_shape
+from planet_lib.models.rollout import check_leading
 from planet_lib.models.world_model import WorldModel
 from planet_lib.types import Batch, Losses
 
@@ -66,15 +67,20 @@ def elbo_loss(
     """
     if not free_nats >= 0:
         raise ValueError(f"free_nats must be at least 0, got {free_nats}")
+    check_shape("batch.mask", batch.mask, "T B")
     length, batch_size = batch.mask.shape
-    for name in ("reward", "is_first", "mask"):
+    for name in ("reward", "is_first"):
         check_shape(f"batch.{name}", getattr(batch, name), "T B", T=length, B=batch_size, because="from batch.mask")
+    for name, state in (("prior", prior), ("posterior", posterior)):
+        check_leading(name, state, length, batch_size, because="from batch.mask")
     features = model.cell.features(posterior)
     decoded: Tensor = model.decoder(features)
     if decoded.shape != obs.shape:
         raise ValueError(f"obs must be {list(decoded.shape)} (what the decoder predicts), got {list(obs.shape)}")
+    predicted: Tensor = model.reward_head(features)
+    check_shape("the reward head's output", predicted, "T B", T=length, B=batch_size, because="from batch.mask")
     obs_error = 0.5 * (decoded - obs).square().flatten(2).sum(-1)
-    reward_error = 0.5 * (model.reward_head(features) - batch.reward).square()
+    reward_error = 0.5 * (predicted - batch.reward).square()
     kl = model.cell.divergence(posterior, prior)
     obs_term = masked_mean(obs_error, batch.mask)
     reward_term = masked_mean(reward_error, batch.mask & ~batch.is_first)
@@ -90,6 +96,8 @@ def elbo_loss(
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` where `mask` holds; 0 where it holds nowhere. Values outside never matter, not even NaN.
+
+    Their gradient is zero, too; what made a NaN turns it into NaN on the way back, so pad with finite numbers.
 
     Args:
         values: any shape.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from planet_lib._shapes import check_shape
-from planet_lib.models.rollout import map_state
+from planet_lib.models.rollout import check_leading, map_state
 from planet_lib.models.world_model import WorldModel
 from planet_lib.objectives.elbo import masked_mean
 from planet_lib.types import Batch
@@ -54,7 +54,7 @@ def latent_overshooting(
         A scalar, to be added to the total with a scale of your choice.
 
     Raises:
-        ValueError: distance below 1, free_nats negative, or a wrong number of weights.
+        ValueError: distance below 1, free_nats negative, a wrong number of weights, or shapes that do not fit.
 
     Source: arXiv:1811.04551, equation 7; google-research/planet tools/overshooting.py.
 
@@ -80,15 +80,19 @@ def latent_overshooting(
         weights = [1.0] * (distance - 1)
     if len(weights) != distance - 1:
         raise ValueError(f"weights must be {distance - 1} numbers, for distances 2 to {distance}, got {len(weights)}")
+    check_shape("batch.mask", batch.mask, "T B")
     length, batch_size = batch.mask.shape
+    check_shape("batch.is_first", batch.is_first, "T B", T=length, B=batch_size, because="from batch.mask")
     check_shape("batch.action", batch.action, "T B A", T=length, B=batch_size, because="from batch.mask")
+    for name, state in (("prior", prior), ("posterior", posterior)):
+        check_leading(name, state, length, batch_size, because="from batch.mask")
     if noise is not None:
         check_shape("noise", noise, "D T B S", D=distance, T=length, B=batch_size, S=model.cell.noise_dim)
     cell = model.cell
     target = map_state(Tensor.detach, posterior)
     same_episode = ~batch.is_first & batch.mask
     # Row i of `chain` predicts row i + d of the window at distance d.
-    chain, alive = map_state(lambda field: field[1:], prior), same_episode[1:]
+    chain, alive = map_state(lambda field: field[1:], prior), same_episode[1:] & batch.mask[:-1]
     if stop_start_gradient:
         start = map_state(lambda field: field[:-1], target)
         chain = cell.prior(start, batch.action[1:], None if noise is None else noise[0, 1:])

@@ -1,0 +1,83 @@
+"""Evaluate a training run: its checkpoint, N episodes without exploration noise, mean and spread, and a video.
+
+    python examples/evaluate.py runs/NAME --episodes 10 --video
+
+The same seed gives the same episodes. The video shows the observation on the left and the model's reconstruction of it
+on the right; it is written to runs/NAME/videos/evaluation.mp4.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from planet_lib.data import run_episode
+from planet_lib.envs import make_env
+from planet_lib.training import Progress, RunDirectory, load_checkpoint, reconstruct, reconstruction_video
+from planet_lib.training.presets import Preset, build_agent, build_model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a mistake in it, or in the files, ends with one line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("run", help="the run's directory")
+    parser.add_argument("--episodes", type=int, default=10, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random; episode n begins from seed + n")
+    parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
+    parser.add_argument("--video", action="store_true", help="write a video of the first episode (pixels only)")
+    args = parser.parse_args(arguments)
+    try:
+        evaluate(args)
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+        sys.exit(f"evaluate.py: {error}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Load, act, report."""
+    if args.episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
+    run = RunDirectory.open(args.run)
+    saved = load_checkpoint(run.checkpoint_path)
+    settings = saved["settings"]
+    preset = Preset(**{item.name: settings[item.name] for item in dataclasses.fields(Preset)})
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed)
+    env = make_env(
+        settings["env"],
+        obs=settings["obs"],
+        image_size=(preset.image_size, preset.image_size),
+        action_repeat=preset.action_repeat or None,
+    )
+    obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
+    model = build_model(preset, settings["cell"], obs_shape, action_dim).to(device)
+    model.load_state_dict(saved["model"])
+    policy = build_agent(preset, model).policy(explore=False)
+    progress = Progress(total=args.episodes, unit="episodes")
+    returns = []
+    for number in range(args.episodes):
+        episode = run_episode(env, policy, seed=args.seed + number)
+        returns.append(float(episode.reward.sum()))
+        progress.advance(1)
+        progress.say(f"episode {number + 1}: return {returns[-1]:.1f}")
+        if args.video and number == 0:
+            if settings["obs"] != "pixels":
+                raise ValueError("--video needs a run from pixels, got one from state")
+            path = run.videos / "evaluation.mp4"
+            reconstruction_video(path, episode.obs, reconstruct(model, episode))
+            progress.say(f"wrote {path}")
+    progress.close()
+    env.close()
+    print(
+        f"{settings['env']}: mean return {np.mean(returns):.1f}, standard deviation {np.std(returns):.1f}, "
+        f"from {min(returns):.1f} to {max(returns):.1f}, over {len(returns)} episodes, "
+        f"after {saved['done']['episodes']} episodes and {saved['done']['updates']} updates"
+    )
+
+
+if __name__ == "__main__":
+    main()

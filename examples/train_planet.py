@@ -1,0 +1,293 @@
+"""Train PlaNet: collect with the planner, fit the world model, repeat (arXiv:1811.04551, algorithm 1).
+
+    python examples/train_planet.py                                # cartpole-balance from pixels, on what is there
+    python examples/train_planet.py --obs state --env dmc:cartpole-swingup
+    python examples/train_planet.py --preset paper --device cuda   # the paper's numbers
+    python examples/train_planet.py --resume runs/NAME             # go on after Ctrl-C, a crash or a kill
+
+Everything goes to runs/NAME: settings.json, metrics.csv, tensorboard/, learning_curve.png, videos/, episodes/ and
+checkpoint.pt. This file is the whole loop; change it.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import planet_lib as pl
+from planet_lib.data import load_episodes, random_policy, run_episode, save_episode
+from planet_lib.envs import make_env
+from planet_lib.training import (
+    MetricsWriter,
+    Progress,
+    RunDirectory,
+    check_compatible,
+    learning_curve,
+    load_checkpoint,
+    open_loop,
+    open_loop_strip,
+    open_loop_video,
+    reconstruct,
+    reconstruction_video,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    update,
+)
+from planet_lib.training.presets import PRESETS, Preset, build_agent, build_model
+
+COLUMNS = (
+    *("episode", "updates", "env_steps", "kind", "episode_return", "eval_mean", "eval_std"),
+    *("loss_total", "loss_obs", "loss_reward", "kl", "kl_clipped", "overshooting", "grad_norm"),
+    *("seconds_collect", "seconds_update", "seconds_eval", "seconds_total", "updates_per_second", "steps_per_second"),
+)
+# What a checkpoint cannot change and still be the same run.
+IDENTITY = (
+    "env",
+    "obs",
+    "cell",
+    "image_size",
+    "action_repeat",
+    "network",
+    "depth",
+    "embed_dim",
+    "deter_dim",
+    "stoch_dim",
+    "hidden_dim",
+    "reward_hidden_dim",
+    "reward_num_hidden",
+)
+EVAL_SEED = 1_000_000  # evaluation episodes are the same ones each time, and never training episodes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a mistake in it, or in the data, ends with one line."""
+    args = parse(arguments)
+    try:
+        train(args)
+    except (
+        ValueError,
+        TypeError,
+        FileExistsError,
+        FileNotFoundError,
+        ImportError,
+        RuntimeError,
+        FloatingPointError,
+    ) as error:
+        sys.exit(f"train_planet.py: {error}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Seed episodes, then updates and one episode in turn, until the episodes are done or Ctrl-C."""
+    preset = Preset(**{item.name: getattr(args, item.name) for item in dataclasses.fields(Preset)})
+    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    saved = load_checkpoint(RunDirectory.open(args.resume).checkpoint_path) if args.resume else None
+    if saved is not None:
+        check_compatible(saved["settings"], settings, IDENTITY)
+
+    torch.manual_seed(args.seed)
+    size = (preset.image_size, preset.image_size)
+    env = make_env(args.env, obs=args.obs, image_size=size, action_repeat=preset.action_repeat or None)
+    obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
+    model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    agent = build_agent(preset, model)
+    replay = pl.SequenceReplay(
+        preset.replay_capacity,
+        obs_shape=obs_shape,
+        action_dim=action_dim,
+        obs_dtype=np.uint8 if args.obs == "pixels" else np.float32,
+        seed=args.seed,
+    )
+    random = np.random.default_rng(args.seed)
+
+    # What changes as the run goes on, and with the weights makes up a checkpoint.
+    done: dict[str, Any] = {"episodes": 0, "updates": 0, "env_steps": 0, "seconds": 0.0, "seed_returns": []}
+    if saved is None:
+        run = RunDirectory.create(run_path(args), settings)
+        metrics = MetricsWriter(run.path, COLUMNS)
+    else:
+        run = RunDirectory.open(args.resume)
+        done = saved["done"]
+        for episode in itertools.islice(load_episodes(run.episodes), done["episodes"]):
+            replay.add(episode)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        replay.load_state_dict(saved["replay"])
+        set_rng_state(saved["rng"], random=random)
+        metrics = MetricsWriter(run.path, COLUMNS, resume_at=saved["metrics_rows"])
+    began = time.monotonic() - done["seconds"]
+    total = preset.seed_episodes + preset.num_episodes
+    progress = Progress(total=total, done=done["episodes"], unit="episodes")
+    progress.say(f"{run.path}: {args.env} from {args.obs}, {args.cell}, preset {args.preset}, on {device}")
+    if metrics.notice:
+        progress.say(metrics.notice)
+
+    def collect(policy: Any, name: str, seed: int) -> pl.Episode:
+        with progress.phase(name, total=1000 // env.action_repeat, unit="decisions") as bar:
+            return run_episode(env, policy, seed=seed, on_step=lambda step: bar.update(1))
+
+    def finish_episode(episode: pl.Episode, row: dict[str, Any]) -> None:
+        """Keep a finished episode, its row of metrics, and a checkpoint to go on from."""
+        save_episode(run.episodes, episode, done["episodes"], replace=True)
+        replay.add(episode)
+        done["episodes"] += 1
+        done["env_steps"] += (len(episode.reward) - 1) * env.action_repeat
+        done["seconds"] = time.monotonic() - began
+        counts = {"episode": done["episodes"], "updates": done["updates"], "env_steps": done["env_steps"]}
+        metrics.write({**counts, **row, "seconds_total": done["seconds"]})
+        if row["kind"] == "train" and is_evaluated(done["episodes"]):
+            with torch.random.fork_rng():  # training goes on as if nobody had looked
+                metrics.write({**counts, **evaluate(), "seconds_total": time.monotonic() - began})
+        save_checkpoint(
+            run.checkpoint_path,
+            {
+                "settings": settings,
+                "done": done,
+                "metrics_rows": metrics.num_rows,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "replay": replay.state_dict(),
+                "rng": rng_state(random=random),
+            },
+        )
+        progress.advance(1)
+
+    def is_evaluated(episodes: int) -> bool:
+        trained = episodes - preset.seed_episodes
+        return trained % preset.eval_every == 0 or episodes == total
+
+    def evaluate() -> dict[str, Any]:
+        """Act without noise in episodes of their own, and draw what the model saw and foresaw in the first."""
+        start = time.monotonic()
+        torch.manual_seed(EVAL_SEED + done["episodes"])
+        episodes = [
+            collect(agent.policy(explore=False), "evaluation", EVAL_SEED + number)
+            for number in range(preset.eval_episodes)
+        ]
+        returns = np.array([episode.reward.sum() for episode in episodes])
+        if args.obs == "pixels":
+            first, stem = episodes[0], str(run.videos / f"episode-{done['episodes']:06d}")
+            reconstruction_video(f"{stem}-reconstruction.mp4", first.obs, reconstruct(model, first))
+            foreseen = open_loop(model, first, context=5, length=50)
+            open_loop_video(f"{stem}-open-loop.mp4", first.obs[: len(foreseen)], foreseen, context=5)
+            open_loop_strip(f"{stem}-open-loop.png", first.obs[: len(foreseen)], foreseen, context=5)
+        mean, std = float(returns.mean()), float(returns.std())
+        progress.say(f"episode {done['episodes']}: evaluation {mean:.0f} +- {std:.0f} over {len(returns)} episodes")
+        return {"kind": "eval", "eval_mean": mean, "eval_std": std, "seconds_eval": time.monotonic() - start}
+
+    def fit() -> dict[str, Any]:
+        """C updates on windows of the replay; returns their mean losses."""
+        start = time.monotonic()
+        rows = []
+        with progress.phase("updates", total=preset.updates_per_episode, unit="updates") as bar:
+            for _ in range(preset.updates_per_episode):
+                result = update(
+                    model,
+                    optimizer,
+                    replay.sample(preset.batch_size, preset.window),
+                    free_nats=preset.free_nats,
+                    obs_scale=preset.obs_scale,
+                    reward_scale=preset.reward_scale,
+                    kl_scale=preset.kl_scale,
+                    overshooting_distance=preset.overshooting_distance,
+                    overshooting_scale=preset.overshooting_scale,
+                    grad_clip=preset.grad_clip,
+                )
+                rows.append(torch.stack([*result.losses, result.overshooting, result.grad_norm]))
+                done["updates"] += 1
+                bar.update(1, loss=float(result.losses.total), kl=float(result.losses.kl))
+        names = ("loss_total", "loss_obs", "loss_reward", "kl", "kl_clipped", "overshooting", "grad_norm")
+        seconds = time.monotonic() - start
+        means = dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+        return {**means, "seconds_update": seconds, "updates_per_second": len(rows) / seconds}
+
+    try:
+        while done["episodes"] < total:
+            seeding = done["episodes"] < preset.seed_episodes
+            row: dict[str, Any] = {} if seeding else fit()
+            start = time.monotonic()
+            policy = random_policy(action_dim, random) if seeding else agent.policy(explore=True)
+            name = "seed episode" if seeding else "episode"
+            episode = collect(policy, name, args.seed * 10_000_000 + done["episodes"])
+            seconds, earned = time.monotonic() - start, float(episode.reward.sum())
+            if seeding:
+                done["seed_returns"].append(earned)
+            row |= {"kind": "seed" if seeding else "train", "episode_return": earned, "seconds_collect": seconds}
+            row["steps_per_second"] = (len(episode.reward) - 1) * env.action_repeat / seconds
+            finish_episode(episode, row)
+            if not seeding:
+                progress.say(describe(done, row))
+                learning_curve(
+                    run.learning_curve,
+                    run.metrics_path,
+                    random_return=float(np.mean(done["seed_returns"])),
+                    free_nats=preset.free_nats,
+                    title=f"PlaNet, {args.env} from {args.obs} ({args.cell}, preset {args.preset}, seed {args.seed})",
+                )
+    except KeyboardInterrupt:
+        hint = f"go on with: --resume {run.path}" if done["episodes"] else "there is nothing to resume yet"
+        progress.say(f"stopped after {done['episodes']} episodes; {hint}")
+    finally:
+        progress.close()
+        metrics.close()
+        env.close()
+
+
+def describe(done: dict[str, Any], row: dict[str, Any]) -> str:
+    """One line about an episode and the updates before it."""
+    return (
+        f"episode {done['episodes']}: return {row['episode_return']:.0f}, obs {row['loss_obs']:.1f}, "
+        f"reward {row['loss_reward']:.3f}, KL {row['kl']:.2f}, {row['updates_per_second']:.1f} updates/s, "
+        f"{row['steps_per_second']:.0f} steps/s, {done['seconds'] / 60:.0f} min"
+    )
+
+
+def run_path(args: argparse.Namespace) -> Path:
+    """Where a new run goes: --out/NAME, with a name that says what it is."""
+    task = args.env.replace(":", "-").replace("/", "-")
+    return Path(args.out) / (args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags; every field of the preset is one, and a resumed run starts from its own settings."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
+    first.add_argument("--resume", metavar="DIR", help="go on with the run in this directory")
+    known, _ = first.parse_known_args(arguments)
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0],
+        parents=[first],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--env", default="dmc:cartpole-balance", help="dmc:DOMAIN-TASK or gym:NAME")
+    parser.add_argument("--obs", choices=("pixels", "state"), default="pixels", help="what the agent sees")
+    parser.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
+    parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--out", default="runs", help="where runs are kept")
+    parser.add_argument("--name", default="", help="of the run's directory; empty makes one from the settings")
+    group = parser.add_argument_group("settings of the preset")
+    for item in dataclasses.fields(Preset):
+        value = getattr(PRESETS[known.preset], item.name)
+        group.add_argument(
+            f"--{item.name.replace('_', '-')}", type=type(value), default=value, help=item.metadata["help"]
+        )
+    if known.resume:
+        try:
+            parser.set_defaults(**RunDirectory.open(known.resume).settings)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(f"train_planet.py: {error}")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

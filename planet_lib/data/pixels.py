@@ -1,0 +1,125 @@
+"""Pixels between bytes and floats: the quantisation and dequantisation noise a model is trained on.
+
+Pixels stay uint8 in environments, replay and files. `dequantise` turns them into floats once per batch and once per
+act, on the device of the images, and the encoder and the image term of the objective receive the *same* floats.
+`to_uint8` goes the other way, to show reconstructions. Neither knows models, replay or environments; vector
+observations don't pass through here.
+
+Source: Hafner et al. 2019 (arXiv:1811.04551), section 5, "5 bit depth"; google-research/planet, `tools/preprocess.py`.
+Differences from the source: the noise is drawn as bytes, because drawing floats is most of the cost on a CPU. It
+therefore takes 256 evenly spaced values inside each level, at their centres, whose mean is that of the uniform
+distribution and whose variance is smaller by 1 / 65536 of it.
+"""
+
+import torch
+from torch import Tensor
+
+_BYTES_PER_DRAW = 8
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
+
+def dequantise(
+    obs: Tensor, *, bits: int = 5, noise: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Turn uint8 pixels into floats of reduced bit depth, with noise that fills the gaps between the levels.
+
+    image = (floor(obs / 2^(8 - bits)) + noise) / 2^bits - 0.5,  noise ~ U(0, 1)
+
+    The result lies in [-0.5, 0.5), uniform within each of the 2^bits levels. Noise that the function draws itself comes
+    from torch's global generator of the device of `obs` (`torch.manual_seed` replays it) and takes 256 values per
+    level, so that the level is exact: floor((image + 0.5) * 2^bits) is always the pixel's. Noise given by the caller is
+    used as it is; where it is within rounding of 1, or `dtype` is narrower than float32, rounding can reach the next
+    level, and 0.5.
+
+    Args:
+        obs: pixels [..., C, Y, X] uint8, on any device; unchanged.
+        bits: the bit depth kept, 1 to 8.
+        noise: [..., C, Y, X] floats in [0, 1), of the shape of `obs`, to replay or compare a conversion. Zeros give the
+            lower edge of each level.
+        dtype: the floating type of the result. The arithmetic of types narrower than float32 happens in float32.
+
+    Returns:
+        The images [..., C, Y, X], of `dtype`, on the device of `obs`.
+
+    Raises:
+        TypeError: where obs is not uint8, or noise or dtype is not floating.
+        ValueError: where bits or the shape of noise doesn't fit.
+
+    Source: google-research/planet, `tools/preprocess.py`.
+
+    Example:
+        >>> import torch
+        >>> pixels = torch.tensor([[[0, 7, 8, 255]]], dtype=torch.uint8)
+        >>> dequantise(pixels, noise=torch.zeros(1, 1, 4))
+        tensor([[[-0.5000, -0.5000, -0.4688,  0.4688]]])
+        >>> image = dequantise(pixels)
+        >>> bool((image >= -0.5).all() and (image < 0.5).all())
+        True
+    """
+    _check_pixels(obs, bits, noise, dtype)
+    wide = dtype if dtype == torch.float64 else torch.float32
+    levels = obs >> (8 - bits)
+    if noise is not None:
+        return levels.to(wide).add_(noise).mul_(2.0**-bits).sub_(0.5).to(dtype)
+    # Level and noise byte side by side in one int16 each: (level - middle) * 256 + byte, so that the only pass over
+    # floats is the last. Subtracting the middle wraps around in uint8, which is right once the byte is read as signed.
+    fixed_point = levels.sub_(2 ** (bits - 1)).view(torch.int8).to(torch.int16).mul_(256).add_(_random_bytes(obs))
+    return fixed_point.to(wide).add_(0.5).mul_(2.0 ** -(bits + 8)).to(dtype)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Turn floats in [-0.5, 0.5) into uint8 pixels, to be shown: floor((image + 0.5) * 256), clipped to 0 ... 255.
+
+    It undoes `dequantise`: exactly with bits=8, and in the leading `bits` bits otherwise. That is why it rounds down:
+    each pixel owns the floats from its lower edge up to the next one's. Values outside, which a decoder may well
+    produce, are clipped; nan becomes 0 (black).
+
+    Args:
+        image: floats of any shape, on any device; unchanged.
+
+    Returns:
+        The pixels, uint8, of the same shape and device.
+
+    Raises:
+        TypeError: where image is not floating.
+
+    Example:
+        >>> import torch
+        >>> to_uint8(torch.tensor([-0.7, -0.5, 0.0, 0.499, 0.5, float("nan")]))
+        tensor([  0,   0, 128, 255, 255,   0], dtype=torch.uint8)
+    """
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise TypeError(f"image must be a floating tensor with values in [-0.5, 0.5), got {_describe(image)}")
+    wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
+    return wide.add(0.5).mul_(256).nan_to_num_(nan=0.0).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def _random_bytes(like: Tensor) -> Tensor:
+    """Draw uniform bytes of the shape and device of `like`, eight per 64-bit draw: the generator is the slow part."""
+    count = like.numel()
+    draws = (count + _BYTES_PER_DRAW - 1) // _BYTES_PER_DRAW
+    words = torch.randint(_LOWEST, _HIGHEST, (draws,), dtype=torch.int64, device=like.device)
+    return words.view(torch.uint8)[:count].view(like.shape)
+
+
+def _check_pixels(obs: Tensor, bits: int, noise: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise for arguments that `dequantise` can't convert; reads types and shapes only."""
+    if not isinstance(obs, Tensor) or obs.dtype != torch.uint8:
+        raise TypeError(
+            f"obs must be a uint8 tensor of pixels, got {_describe(obs)}; pass the pixels as the environment gives "
+            "them, 0 to 255 (floats, such as vector observations, need no dequantise)"
+        )
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be between 1 and 8, got {bits}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating type, got {dtype}")
+    if noise is not None:
+        if not isinstance(noise, Tensor) or not noise.is_floating_point():
+            raise TypeError(f"noise must be a floating tensor with values in [0, 1), got {_describe(noise)}")
+        if noise.shape != obs.shape:
+            raise ValueError(f"noise must have the shape of obs, {list(obs.shape)}, got {list(noise.shape)}")
+
+
+def _describe(value: object) -> str:
+    """Name the type of an argument for an error: a tensor by its dtype."""
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,16 @@
+"""Environments by name or constructor, all of them with the same contract.
+
+`make_env` is what most users need: it returns a Gymnasium environment whose actions live in [-1, 1], whose
+observations are uint8 images [C, Y, X] or float32 vectors [N], and whose rewards are summed over the action repeat.
+The contract itself is `planet_lib.envs.wrappers.StandardEnv`.
+
+This package stands alone: it imports nothing else of planet_lib, and the rest of planet_lib never imports it. It
+imports neither gymnasium nor dm_control before `make_env` is called, since both are extras.
+
+Source: the environments of PlaNet, arXiv:1811.04551 and google-research/planet.
+"""
+
+from planet_lib.envs.registry import default_action_repeat, make_env
+from planet_lib.envs.rendering import select_backend
+
+__all__ = ["default_action_repeat", "make_env", "select_backend"]

@@ -1,0 +1,145 @@
+"""MuJoCo pixels on machines with and without a GPU: which GL to use, and settings that suit a CPU.
+
+MuJoCo reads the variable MUJOCO_GL when it is imported, and a wrong choice there spoils the process for good. So
+`select_backend` tries the candidates in a subprocess first. This module imports no extra and knows no environment.
+
+The suite's settings are meant for a GPU: rasterised in software, most of a frame is the 2048 x 2048 shadow map and
+the fine tessellation. `tune` lowers both, which is several times faster, and hardly visible at 64 x 64.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+import weakref
+from typing import Any, Literal, get_args
+
+Quality = Literal["tuned", "fast", "suite"]
+
+_DISABLED = ("disabled", "disable", "off", "false", "0")
+_INSTALL = "apt-get install -y --no-install-recommends libegl1 libgl1 (or libosmesa6)"
+_drawing: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_PROBE = """
+import mujoco
+context = mujoco.GLContext(8, 8)
+context.make_current()
+renderer = mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_150)
+renderer.free()
+context.free()
+"""
+
+
+def select_backend(*, required: bool = True) -> str:
+    """Choose how MuJoCo renders, by setting MUJOCO_GL unless it is set, and return the choice.
+
+    The order: MUJOCO_GL where it is set; egl; osmesa; glfw where DISPLAY is set. Each candidate is tried in a
+    subprocess (about 0.4 s, once: child processes inherit the variable). `make_env` calls this by itself; call it
+    first in a constructor of your own that uses MuJoCo.
+
+    Where MuJoCo is imported already, or the system is not Linux (whose drivers need no choice), nothing is changed.
+
+    Args:
+        required: whether pixels are needed. Without, a machine that has no GL gets MUJOCO_GL=disabled, with which
+            states work; on any other machine pixels remain possible in the same process.
+
+    Returns:
+        The value of MUJOCO_GL, or "default" where it is left unset.
+
+    Raises:
+        RuntimeError: pixels are required and nothing can render, or MUJOCO_GL forbids it. Nothing was changed.
+
+    Example:
+        >>> select_backend(required=False) in ("egl", "osmesa", "glfw", "disabled", "default")
+        True
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").strip()
+    if not chosen:
+        if "mujoco" in sys.modules or sys.platform != "linux":
+            return "default"
+        candidates = ["egl", "osmesa", *(["glfw"] if os.environ.get("DISPLAY") else [])]
+        chosen = next((name for name in candidates if probe_backend(name)), "disabled")
+        if chosen == "disabled" and required:
+            raise RuntimeError(no_gl_message(f"none of {', '.join(candidates)} works"))
+        os.environ["MUJOCO_GL"] = chosen
+    if chosen.lower() in _DISABLED and required:
+        raise RuntimeError(no_gl_message(f"MUJOCO_GL={chosen} (unset it once GL is there)"))
+    if chosen.lower() == "osmesa":
+        # Otherwise dm_control hands drawing to a thread, which complains at every interpreter exit.
+        os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
+    return chosen
+
+
+def probe_backend(name: str, *, timeout: float = 30.0) -> bool:
+    """Tell whether MuJoCo can draw with MUJOCO_GL=`name`, by trying it in a subprocess of at most `timeout` seconds."""
+    command = [sys.executable, "-P", "-c", _PROBE]
+    try:
+        result = subprocess.run(
+            command,
+            env={**os.environ, "MUJOCO_GL": name},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0
+
+
+def no_gl_message(reason: str) -> str:
+    """Return the one line that tells somebody without a working GL what to do."""
+    return f'MuJoCo cannot render pixels here: {reason}; run {_INSTALL}, or use obs="state"'
+
+
+def check_quality(quality: str) -> None:
+    """Raise a `ValueError` unless `quality` is one of "tuned", "fast", "suite"."""
+    if quality not in get_args(Quality):
+        raise ValueError(f"quality must be one of {', '.join(get_args(Quality))}, got {quality!r}")
+
+
+def tune(model: Any, *, image_size: tuple[int, int], quality: Quality) -> None:
+    """Set what a MuJoCo model says about drawing, before its first frame: the GL context reads it once.
+
+    tuned: shadow map 256, slices, stacks and quads 12, 8, 1, a framebuffer of the image's size, and rasterising in
+    the calling thread (LP_NUM_THREADS=0 unless set; Mesa's software driver alone reads it). Shadows, reflections, sky
+    and antialiasing stay. fast: also without antialiasing, where thin lines break up. suite: all as the model says.
+
+    Settings are only ever lowered, but for the framebuffer, which grows to the image where it has to.
+
+    Args:
+        model: an MjModel, of the mujoco package or wrapped by dm_control; changed in place.
+        image_size: (Y, X) of the frames.
+        quality: see above.
+    """
+    height, width = image_size
+    vis = model.vis
+    if quality == "suite":
+        vis.global_.offwidth = max(vis.global_.offwidth, width)
+        vis.global_.offheight = max(vis.global_.offheight, height)
+        return
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    vis.global_.offwidth, vis.global_.offheight = width, height
+    limits = {"shadowsize": 256, "numslices": 12, "numstacks": 8, "numquads": 1}
+    if quality == "fast":
+        limits["offsamples"] = 0
+    for name, limit in limits.items():
+        owner = vis.quality
+        setattr(owner, name, min(getattr(owner, name), limit))
+
+
+def close_at_exit(env: Any) -> None:
+    """Close `env` when the interpreter exits, if it still lives; to be called when its GL context has been made.
+
+    The driver's exit handlers, which come with the first context, must run after this, or exit prints errors that
+    nobody can act on. Handlers run last in, first out, so this one is moved to the end for each context.
+    """
+    _drawing.add(env)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    """Close what still draws."""
+    for env in list(_drawing):
+        env.close()

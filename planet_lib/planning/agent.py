@@ -1,0 +1,185 @@
+"""The agent: filter what was seen, plan, explore. State goes in and comes out; nothing is remembered inside.
+
+Joins a world model and a planner at the environment's boundary. It knows no environment, and learns nothing.
+
+Source: Hafner et al. 2019 (arXiv:1811.04551), algorithm 1; google-research/planet `control/mpc_agent.py`. The action
+that is filtered with is the one *executed*, after noise and clipping; a port that filters with the planned action tells
+its model of something that never happened.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from planet_lib._shapes import check_shape
+from planet_lib.data.pixels import dequantise
+from planet_lib.models.rollout import step
+from planet_lib.models.world_model import WorldModel
+from planet_lib.planning.cem import CEMPlanner
+from planet_lib.types import Plan
+
+
+class AgentState(NamedTuple):
+    """What the agent carries from one step to the next; on the model's device.
+
+    latent: the cell's state [B, ...], a sample of the posterior. action: [B, A], the one executed last.
+
+    Example:
+        >>> import torch
+        >>> AgentState(latent=(torch.zeros(1, 200), torch.zeros(1, 30)), action=torch.zeros(1, 6)).action.shape
+        torch.Size([1, 6])
+    """
+
+    latent: Any
+    action: Tensor
+
+
+class AgentNoise(NamedTuple):
+    """Everything random in one act, so that it can be replayed and compared; None draws it.
+
+    Shapes: pixels, as the observation, uniform in [0, 1); the others standard normal: prior and posterior [B, S],
+    candidates [I, H, B, J, A], dynamics [I, H, B, J, S], exploration [B, A].
+
+    Example:
+        >>> import torch
+        >>> AgentNoise(exploration=torch.zeros(1, 6)).prior is None
+        True
+    """
+
+    pixels: Tensor | None = None
+    prior: Tensor | None = None
+    posterior: Tensor | None = None
+    candidates: Tensor | None = None
+    dynamics: Tensor | None = None
+    exploration: Tensor | None = None
+
+
+class PlanningAgent:
+    """Act in B environments at once: filter the observation, plan from the posterior, add exploration noise.
+
+    latent ~ posterior(latent, executed action, observation);  plan = planner(latent)
+    action = clip(plan.action + exploration_std * noise, low, high), or plan.action where one does not explore
+
+    Where is_first holds, latent and executed action count as zero, so a row that begins an episode needs no other reset.
+    Runs without gradients. uint8 observations are images, and are dequantised anew at each call; floats are used as they
+    are. Observation and is_first may lie on any device; what comes back lies on the model's.
+
+    Args:
+        model: the `WorldModel`, used as it is at each call; not copied.
+        planner: a `CEMPlanner` over the same model, or over any dynamics that start from the cell's state.
+        exploration_std: of the normal noise, in units of the action. 0.3 is the paper's, for actions in [-1, 1].
+        bits: depth to which images are quantised; 5 is the paper's.
+
+    Raises:
+        ValueError: planner and model differ in action_dim, or exploration_std is negative.
+
+    Example:
+        >>> import torch
+        >>> from planet_lib.models.cells import RSSMCell
+        >>> from planet_lib.models.decoders import Decoder, RewardHead
+        >>> from planet_lib.models.encoders import VectorEncoder
+        >>> from planet_lib.planning import CEMPlanner, LatentDynamics
+        >>> encoder = VectorEncoder(5)
+        >>> cell = RSSMCell(action_dim=2, embed_dim=encoder.embed_dim)
+        >>> model = WorldModel(encoder, cell, Decoder(cell.feature_dim, (5,)), RewardHead(cell.feature_dim))
+        >>> planner = CEMPlanner(LatentDynamics(model), -1.0, 1.0, action_dim=2, num_candidates=20, num_elites=5)
+        >>> agent = PlanningAgent(model, planner)
+        >>> action, state, plan = agent(torch.zeros(3, 5), torch.ones(3, dtype=torch.bool), None, explore=True)
+        >>> action.shape, torch.equal(state.action, action), bool((action.abs() <= 1).all())
+        (torch.Size([3, 2]), True, True)
+    """
+
+    def __init__(self, model: WorldModel, planner: CEMPlanner, *, exploration_std: float = 0.3, bits: int = 5) -> None:
+        if planner.action_dim != model.cell.action_dim:
+            raise ValueError(
+                f"planner must plan actions of the cell's action_dim={model.cell.action_dim}, got {planner.action_dim}"
+            )
+        if not exploration_std >= 0:
+            raise ValueError(f"exploration_std must not be negative, got {exploration_std}")
+        self.model = model
+        self.planner = planner
+        self.exploration_std = exploration_std
+        self.bits = bits
+
+    def initial(self, batch_size: int) -> AgentState:
+        """Return the state before anything was seen: the cell's zero state and zero action [B, A]."""
+        like = next(self.model.parameters())
+        action = like.new_zeros(batch_size, self.model.cell.action_dim)
+        return AgentState(latent=self.model.cell.initial(batch_size), action=action)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        obs: Tensor,
+        is_first: Tensor,
+        state: AgentState | None,
+        *,
+        explore: bool,
+        noise: AgentNoise | None = None,
+    ) -> tuple[Tensor, AgentState, Plan]:
+        """Return the action to execute, the state to hand in next time, and the plan.
+
+        Args:
+            obs: [B, C, Y, X] uint8 or [B, N] float.
+            is_first: [B] bool, True in the rows whose episode begins with `obs`.
+            state: what the call before returned; None is `initial`.
+            explore: whether exploration noise is added.
+            noise: what is random, where it is to be replayed.
+
+        Returns:
+            (action [B, A], state, plan). state.action is that same action.
+
+        Raises:
+            RuntimeError: no finite return could be predicted for some rows; it names them. No other call waits for the
+                device, but at the environment's boundary the action is needed anyway.
+            ValueError: is_first is not [B].
+            TypeError: is_first is not bool, or obs neither uint8 nor float.
+        """
+        noise = AgentNoise() if noise is None else noise
+        batch_size = obs.shape[0]
+        check_shape("is_first", is_first, "B", B=batch_size, because="the rows of obs")
+        if is_first.dtype != torch.bool:
+            raise TypeError(f"is_first must be bool, got {is_first.dtype}")
+        embed = self.model.encoder(self._observation(obs, noise.pixels))
+        state = self.initial(batch_size) if state is None else state
+        _, latent = step(
+            self.model.cell,
+            state.latent,
+            state.action,
+            embed,
+            is_first.to(embed.device),
+            prior_noise=noise.prior,
+            posterior_noise=noise.posterior,
+        )
+        plan = self.planner(latent, noise=noise.candidates, dynamics_noise=noise.dynamics)
+        if not bool(plan.valid.all()):
+            rows = plan.valid.logical_not().nonzero().flatten().tolist()
+            raise RuntimeError(
+                f"no candidate had a finite predicted return in row(s) {rows} of the batch: the observation, the state "
+                "or the model's weights hold NaN or infinity there"
+            )
+        action = plan.action
+        if explore:
+            draw = torch.randn_like(action) if noise.exploration is None else noise.exploration
+            action = self.planner.clip(action + self.exploration_std * draw)
+        return action, AgentState(latent=latent, action=action), plan
+
+    def policy(self, *, explore: bool) -> Callable[[Tensor, Tensor, AgentState | None], tuple[Tensor, AgentState]]:
+        """Return this agent as `policy(obs, is_first, state) -> (action, state)`, the form that collection takes."""
+
+        def act(obs: Tensor, is_first: Tensor, state: AgentState | None) -> tuple[Tensor, AgentState]:
+            action, state, _ = self(obs, is_first, state, explore=explore)
+            return action, state
+
+        return act
+
+    def _observation(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        """Bring what was seen to the model's device and dtype; images travel as bytes and become floats there."""
+        like = next(self.model.parameters())
+        if obs.dtype == torch.uint8:
+            return dequantise(obs.to(like.device), bits=self.bits, noise=noise).to(like.dtype)
+        if not obs.is_floating_point():
+            raise TypeError(f"obs must be uint8 (images) or float (vectors), got {obs.dtype}")
+        return obs.to(like)

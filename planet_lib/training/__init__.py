@@ -1,0 +1,40 @@
+"""What a training run is made of: one update, the run directory, checkpoints, metrics, pictures.
+
+The loop itself stands in `examples/train_planet.py`, since it is what every user changes. `presets` is imported by
+examples and users by its own name.
+"""
+
+from planet_lib.training.checkpoint import (
+    check_compatible,
+    load_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from planet_lib.training.curves import learning_curve
+from planet_lib.training.diagnostics import open_loop, reconstruct
+from planet_lib.training.metrics import MetricsWriter, read_metrics
+from planet_lib.training.pictures import open_loop_strip, open_loop_video, reconstruction_video
+from planet_lib.training.progress import Progress
+from planet_lib.training.run_dir import RunDirectory
+from planet_lib.training.update import UpdateResult, update
+
+__all__ = [
+    "MetricsWriter",
+    "Progress",
+    "RunDirectory",
+    "UpdateResult",
+    "check_compatible",
+    "learning_curve",
+    "load_checkpoint",
+    "open_loop",
+    "open_loop_strip",
+    "open_loop_video",
+    "read_metrics",
+    "reconstruct",
+    "reconstruction_video",
+    "rng_state",
+    "save_checkpoint",
+    "set_rng_state",
+    "update",
+]

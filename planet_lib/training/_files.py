@@ -1,0 +1,77 @@
+"""Files that are whole or not there, and imports that name the extra they come from.
+
+Every file of a run is written beside its place and moved onto it once it is whole, so a full disk, Ctrl-C or a power
+cut leaves the old file readable. Knows nothing about what the files hold.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and move it onto `path` when the block ends without an exception.
+
+    The temporary name keeps the extension, by which encoders know the format. It is the same at every call, so what a
+    killed process left behind is overwritten by the next write instead of piling up. Missing parent directories are
+    made. On any exception, Ctrl-C included, the temporary file is removed and `path` is left as it was.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with atomic_path(place) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> place.read_text(), temporary.exists()
+        ('whole', False)
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file's content is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the directory's names are on the disk, on systems and file systems that can."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def require(module: str, *, purpose: str) -> ModuleType:
+    """Import a module of the `train` extra, or raise an `ImportError` that says how to install it.
+
+    Example:
+        >>> require("no_such_module", purpose="the video")
+        Traceback (most recent call last):
+            ...
+        ImportError: the video needs no_such_module, which is not installed: pip install "planet-worldmodel[train]"
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f'{purpose} needs {package}, which is not installed: pip install "planet-worldmodel[train]"'
+        ) from error

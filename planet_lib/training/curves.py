@@ -1,0 +1,173 @@
+"""The learning curve: what the agent earns and what its model loses, against environment steps.
+
+Reads `metrics.csv` and draws one PNG. Needs the `train` extra, imported when it draws; touches no global state of
+matplotlib, so it can be called from a program that draws its own figures.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from planet_lib.training._files import atomic_path, require
+from planet_lib.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Column = np.ndarray[Any, Any]
+
+_NEEDED = (
+    "env_steps",
+    "kind",
+    "episode_return",
+    "eval_mean",
+    "eval_std",
+    "loss_obs",
+    "loss_reward",
+    "kl",
+    "kl_clipped",
+)
+_BLUE, _ORANGE, _GREEN, _GREY = "#2f6fb5", "#e07b1a", "#2c8c5a", "#8a8f98"
+
+
+def learning_curve(
+    path: str | os.PathLike[str],
+    metrics_path: str | os.PathLike[str],
+    *,
+    random_return: float | None = None,
+    free_nats: float | None = None,
+    title: str = "",
+) -> None:
+    """Draw the returns of training and evaluation, and below them the losses, as a PNG.
+
+    Above: every training episode as a dot and their mean over the last 10 as a line, seed episodes in grey; every
+    evaluation as its mean with one standard deviation over its episodes. Below: observation loss, reward loss, and the
+    KL as it is and as it is minimised.
+
+    Args:
+        path: where, ending in .png.
+        metrics_path: a file by `MetricsWriter`, whose columns contain env_steps, kind ("seed", "train" or "eval"),
+            episode_return, eval_mean, eval_std, loss_obs, loss_reward, kl and kl_clipped. Empty cells are skipped.
+        random_return: what a random policy earns, drawn as a line to beat.
+        free_nats: the level below which the KL is not minimised, drawn as a line.
+        title: above the picture, such as the environment.
+
+    Raises:
+        ValueError: a column is missing, or `path` does not end in .png.
+        ImportError: matplotlib is not installed; the message says how to get it.
+    """
+    if not os.fspath(path).endswith(".png"):
+        raise ValueError(f"path must end in .png, got {os.fspath(path)!r}")
+    rows = read_metrics(metrics_path)
+    missing = [name for name in _NEEDED if name not in rows]
+    if missing:
+        raise ValueError(f"{metrics_path} must have the columns {', '.join(_NEEDED)}, it lacks {', '.join(missing)}")
+    figure = require("matplotlib.figure", purpose="the learning curve").Figure(figsize=(11, 7.5), layout="constrained")
+    # The Agg canvas is given to the figure instead of choosing a backend for the whole program.
+    require("matplotlib.backends.backend_agg", purpose="the learning curve").FigureCanvasAgg(figure)
+    above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1.0])
+    returns = above.subplots()
+    _draw_returns(returns, rows, random_return)
+    if title:
+        returns.set_title(title, fontsize=14, loc="left")
+    panels = below.subplots(1, 3)
+    _draw_losses(panels[0], rows, {"loss_obs": ("", _BLUE)}, "observation loss\n(½ squared error per frame)")
+    _draw_losses(panels[1], rows, {"loss_reward": ("", _BLUE)}, "reward loss\n(½ squared error per step)")
+    kl = {"kl": ("raw", _BLUE), "kl_clipped": ("minimised", _ORANGE)}
+    _draw_losses(panels[2], rows, kl, "KL (nats per step)", level=free_nats)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def running_mean(values: Column, window: int = 10) -> Column:
+    """Return the mean over the last `window` values at each place, over fewer at the start.
+
+    Example:
+        >>> running_mean(np.array([1.0, 3.0, 5.0, 7.0]), window=2)
+        array([1., 2., 4., 6.])
+    """
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - window, 0)
+    means: Column = (sums[end] - sums[begin]) / (end - begin)
+    return means
+
+
+def _draw_returns(axes: "Axes", rows: dict[str, Column], random_return: float | None) -> None:
+    steps, kind = rows["env_steps"], rows["kind"].astype(str)
+    seed, train, evaluation = (
+        np.isfinite(steps) & np.isfinite(rows[column]) & (kind == name)
+        for name, column in (("seed", "episode_return"), ("train", "episode_return"), ("eval", "eval_mean"))
+    )
+    if random_return is not None:
+        axes.axhline(random_return, color=_GREY, linestyle="--", label=f"random policy ({random_return:.4g})")
+    if seed.any():
+        axes.plot(steps[seed], rows["episode_return"][seed], ".", color=_GREY, markersize=8, label="seed episodes")
+    if train.any():
+        earned = rows["episode_return"][train]
+        axes.plot(steps[train], earned, ".", color=_BLUE, alpha=0.35, markersize=8, label="training episodes")
+        axes.plot(steps[train], running_mean(earned), color=_BLUE, linewidth=2, label="mean of the last 10")
+    if evaluation.any():
+        mean, spread = rows["eval_mean"][evaluation], np.nan_to_num(rows["eval_std"][evaluation])
+        label = "evaluation (mean ± std)"
+        axes.errorbar(
+            steps[evaluation], mean, spread, color=_ORANGE, marker="o", linewidth=2, capsize=3, label=label, zorder=3
+        )
+    shown = np.concatenate([rows["episode_return"][seed | train], rows["eval_mean"][evaluation]])
+    if len(shown) == 0:
+        _say_empty(axes, "no episodes yet")
+    elif shown.min() >= 0:
+        axes.set_ylim(bottom=0)  # so that twice the return is twice as high
+    _style(axes, "episode return")
+
+
+def _draw_losses(
+    axes: "Axes",
+    rows: dict[str, Column],
+    lines: dict[str, tuple[str, str]],
+    label: str,
+    *,
+    level: float | None = None,
+) -> None:
+    drawn: list[Column] = []
+    for column, (name, colour) in lines.items():
+        here = np.isfinite(rows[column]) & np.isfinite(rows["env_steps"])
+        if here.any():
+            axes.plot(rows["env_steps"][here], rows[column][here], color=colour, linewidth=1.6, label=name or None)
+            drawn.append(rows[column][here])
+    if level is not None:
+        axes.axhline(level, color=_GREEN, linestyle="--", label=f"free nats ({level:g})")
+    if drawn:
+        _spread_out(axes, np.concatenate(drawn))
+    else:
+        _say_empty(axes, "no updates yet")
+    _style(axes, label)
+
+
+def _spread_out(axes: "Axes", values: Column) -> None:
+    """Use a logarithmic axis where the values span more than a decade, labelled with plain numbers."""
+    if 0 < 10 * values.min() < values.max():
+        ticker = require("matplotlib.ticker", purpose="the learning curve")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _say_empty(axes: "Axes", text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.set_xlim(right=1000)
+    axes.set_yticks([])
+
+
+def _style(axes: "Axes", label: str) -> None:
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(label)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(require("matplotlib.ticker", purpose="the learning curve").EngFormatter(sep=""))
+    axes.grid(visible=True, color="#e4e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best", frameon=False, fontsize=9)

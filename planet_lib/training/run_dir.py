@@ -1,0 +1,187 @@
+"""The directory of one run: where everything that a training run writes has its place.
+
+    runs/<name>/
+      settings.json             the settings, the versions they ran with, the machine, when it began
+      metrics.csv, tensorboard/ one row per episode and evaluation
+      learning_curve.png        the same, drawn
+      videos/                   reconstructions and open-loop predictions
+      episodes/                 the experience, one file per episode
+      checkpoint.pt             what `--resume` goes on from, and checkpoint-previous.pt, the one before
+
+Knows only names: the files are written by `metrics`, `checkpoint`, `pictures` and `planet_lib.data`.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planet_lib.training._files import atomic_path
+
+_FORMAT = "planet_lib run"
+_DISTRIBUTIONS = {
+    "planet_lib": "planet-worldmodel",
+    "torch": "torch",
+    "numpy": "numpy",
+    "mujoco": "mujoco",
+    "dm_control": "dm_control",
+    "gymnasium": "gymnasium",
+}
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run, and the settings it was started with.
+
+    Build it with `create` for a new run and with `open` for one to go on with.
+
+    Attributes:
+        path: the directory itself.
+        settings: what the run was started with, as JSON gives it back: tuples have become lists, keys strings.
+        versions: of Python, torch, planet_lib and the simulators that were installed at the start.
+
+    Example:
+        >>> import tempfile
+        >>> run = RunDirectory.create(Path(tempfile.mkdtemp()) / "first", {"env": "dmc:cartpole-balance", "seed": 0})
+        >>> run.metrics_path.name, run.checkpoint_path.name
+        ('metrics.csv', 'checkpoint.pt')
+        >>> RunDirectory.open(run.path).settings
+        {'env': 'dmc:cartpole-balance', 'seed': 0}
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> "RunDirectory":
+        """Make the directory with `settings.json` in it, and return its paths.
+
+        Args:
+            path: where; parents are made. It must not exist: nothing is ever overwritten.
+            settings: plain values by name: numbers, strings, booleans, None, and lists, tuples or dicts of them.
+
+        Raises:
+            FileExistsError: `path` exists.
+            TypeError: a setting is not a plain value. Raised before anything is made.
+        """
+        directory = Path(path)
+        plain = {name: _plain_setting(name, value) for name, value in settings.items()}
+        versions = _versions()
+        record = {
+            "format": _FORMAT,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": plain,
+            "versions": versions,
+            "machine": {
+                "platform": platform.platform(),
+                "processor": platform.machine(),
+                "cpus": os.cpu_count(),
+                "torch_threads": torch.get_num_threads(),
+            },
+            "command": sys.argv,
+        }
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            raise FileExistsError(
+                f"run directory {directory} already exists and is left as it is: "
+                f"go on with it by --resume {directory}, or choose another with --name or --out"
+            ) from None
+        run = cls(path=directory, settings=plain, versions=versions)
+        try:
+            run.episodes.mkdir()
+            run.videos.mkdir()
+            with atomic_path(run.settings_path) as temporary:
+                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)  # made a moment ago by this call, so nothing of anybody's
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """Return the paths and settings of a run that exists; changes nothing.
+
+        Raises:
+            FileNotFoundError: no such directory, or it holds no `settings.json`.
+            ValueError: `settings.json` is damaged, or not one that `create` wrote.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise FileNotFoundError(f"run directory {directory} does not exist: start it without --resume first")
+        source = directory / "settings.json"
+        try:
+            record = json.loads(source.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{directory} is not a run directory, it has no settings.json: give the path of one that a run made"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{source} is damaged ({error}): restore it, or start a new run") from error
+        settings = record.get("settings") if isinstance(record, dict) and record.get("format") == _FORMAT else None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{source} was not written by a planet_lib run: give the path of a run directory")
+        return cls(path=directory, settings=settings, versions=record.get("versions", {}))
+
+    @property
+    def settings_path(self) -> Path:
+        """`settings.json`."""
+        return self.path / "settings.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """`metrics.csv`, which `MetricsWriter` writes."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """`checkpoint.pt`, which `save_checkpoint` writes."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def learning_curve(self) -> Path:
+        """`learning_curve.png`."""
+        return self.path / "learning_curve.png"
+
+    @property
+    def videos(self) -> Path:
+        """The directory of the videos."""
+        return self.path / "videos"
+
+    @property
+    def episodes(self) -> Path:
+        """The directory of the collected episodes."""
+        return self.path / "episodes"
+
+
+def _plain_setting(name: str, value: Any) -> Any:
+    """Return `value` as it will be read back from JSON, or raise a `TypeError` that names the setting."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"settings[{name!r}] must be a plain value (number, string, bool, None, or a list or dict of them), "
+            f"got {type(value).__name__}: {error}"
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    """The installed versions, read from their metadata: importing a simulator only to ask would take seconds."""
+    versions = {"python": platform.python_version()}
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            versions[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,165 @@
+"""Episode files: whole or absent, and never trusted."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from planet_lib.data import load_episode, load_episodes, save_episode
+
+
+def assert_equal(expected, got):
+    for name, value in expected._asdict().items():
+        assert getattr(got, name).dtype == value.dtype, name
+        np.testing.assert_array_equal(getattr(got, name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_an_episode_comes_back_as_it_was(tmp_path, make_episode, terminated):
+    images = np.random.default_rng(0).integers(0, 256, (126, 3, 8, 9), dtype=np.uint8)
+    episode = make_episode(0, 126, terminated=terminated)._replace(obs=images)
+    path = save_episode(tmp_path / "new" / "folder", episode, 12)
+    assert path == tmp_path / "new" / "folder" / "episode-000012-0126.npz"
+    assert_equal(episode, load_episode(path))
+
+
+def test_episodes_come_in_order_of_their_index_and_other_files_are_ignored(tmp_path, make_episode):
+    for index in (1000000, 3, 999999, 20):
+        save_episode(tmp_path, make_episode(index, 4), index)
+    (tmp_path / ".episode-000004-0004.npz.123.tmp").write_bytes(b"half")
+    (tmp_path / "episode-000005-0004.npz.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert [int(episode.obs[0, 0]) for episode in load_episodes(tmp_path)] == [3, 20, 999999, 1000000]
+
+
+def test_an_empty_directory_has_no_episodes_and_a_missing_one_is_an_error(tmp_path):
+    assert list(load_episodes(tmp_path)) == []
+    with pytest.raises(FileNotFoundError, match=r"directory must be a folder of episodes, got .*absent"):
+        load_episodes(tmp_path / "absent")
+
+
+def test_nothing_is_overwritten_even_by_an_episode_of_another_length(tmp_path, make_episode):
+    path = save_episode(tmp_path, make_episode(1, 5), 7)
+    with pytest.raises(FileExistsError, match=r"index must be new, got 7, which .*episode-000007-0005.npz has"):
+        save_episode(tmp_path, make_episode(2, 6), 7)
+    assert_equal(make_episode(1, 5), load_episode(path))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_two_files_of_one_index_are_named(tmp_path, make_episode):
+    path = save_episode(tmp_path, make_episode(1, 5), 7)
+    path.with_name("episode-000007-0006.npz").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"episode-000007-0005.npz and episode-000007-0006.npz; remove one"):
+        load_episodes(tmp_path)
+
+
+def test_a_broken_episode_or_index_writes_nothing(tmp_path, make_episode):
+    with pytest.raises(ValueError, match=r"episode.reward must be finite, broken at row 0"):
+        save_episode(tmp_path, make_episode(0, 4)._replace(reward=np.full(4, np.nan, np.float32)), 0)
+    with pytest.raises(ValueError, match="index must be at least 0, got -1"):
+        save_episode(tmp_path, make_episode(0, 4), -1)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_a_write_that_fails_half_way_leaves_nothing(tmp_path, make_episode, monkeypatch, error):
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(type(error)):
+        save_episode(tmp_path, make_episode(0, 4), 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_file_is_flushed_to_the_disk_before_it_gets_its_name(tmp_path, make_episode, monkeypatch):
+    present = []
+    real = os.fsync
+
+    def record(descriptor):
+        present.append(os.listdir(tmp_path))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    path = save_episode(tmp_path, make_episode(0, 4), 0)
+    assert len(present) == 1
+    assert path.name not in present[0]
+    assert path.name in os.listdir(tmp_path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_either_read_right_or_named_in_one_line(tmp_path, make_episode, data):
+    index = data.draw(st.integers(0, 10**9))
+    episode = make_episode(5, 20)
+    path = save_episode(tmp_path, episode, index)
+    content = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content = content[:position]
+    else:
+        content[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    message = None
+    try:
+        loaded = load_episode(path)
+    except ValueError as error:
+        message = str(error)
+    path.unlink()
+    if message is None:
+        assert_equal(episode, loaded)
+    else:
+        assert message.startswith(f"{path} is not a whole episode file (")
+        assert "\n" not in message
+
+
+def test_every_truncation_is_refused(tmp_path, make_episode):
+    path = save_episode(tmp_path, make_episode(0, 4), 0)
+    content = path.read_bytes()
+    for size in range(0, len(content), 97):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"episode-000000-0004.npz is not a whole episode file .*remove it"):
+            load_episode(path)
+
+
+class Trap:
+    """Leaves a file behind when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_inside_is_refused_and_never_run(tmp_path, make_episode):
+    path, sprung = tmp_path / "episode-000000-0004.npz", tmp_path / "sprung"
+    objects = np.array([Trap(sprung)] * 4, object)
+    np.savez(path, **make_episode(0, 4)._replace(obs=objects)._asdict())
+    with pytest.raises(ValueError, match=r"0004.npz is not a whole episode file \(Object arrays cannot be loaded"):
+        load_episode(path)
+    path.write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(ValueError, match="is not a whole episode file"):
+        load_episode(path)
+    assert not sprung.exists()
+
+
+def test_foreign_content_is_named(tmp_path, make_episode):
+    path = tmp_path / "foreign.npz"
+    np.savez(path, weights=np.zeros(3))
+    with pytest.raises(
+        ValueError, match=r"foreign.npz is not a whole episode file \(it holds \['weights'\] instead of"
+    ):
+        load_episode(path)
+    np.savez(path, **make_episode(0, 4)._replace(reward=np.zeros(3, np.float32))._asdict())
+    with pytest.raises(ValueError, match=r"foreign.npz .*\(episode.reward must be \[4\], got \[3\]\)"):
+        load_episode(path)
+
+
+def test_a_missing_file_is_missing_not_damaged(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_episode(tmp_path / "absent.npz")

@@ -1,0 +1,170 @@
+"""Bytes to floats and back: exact levels, uniform noise, and the inverse."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from planet_lib.data import dequantise, to_uint8
+
+pixels = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5, max_side=5)).map(torch.from_numpy)
+every_byte = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+
+
+def levels(image, bits):
+    return ((image.double() + 0.5) * 2**bits).floor()
+
+
+def test_levels_by_hand():
+    obs = torch.tensor([0, 7, 8, 128, 255], dtype=torch.uint8)
+    half = torch.full((5,), 0.5)
+    expected = torch.tensor([0.5, 0.5, 1.5, 16.5, 31.5]) / 32 - 0.5
+    torch.testing.assert_close(dequantise(obs, noise=half), expected, rtol=0, atol=0)
+
+
+def test_eight_bits_by_hand():
+    obs = torch.tensor([0, 1, 255], dtype=torch.uint8)
+    image = dequantise(obs, bits=8, noise=torch.tensor([0.0, 0.5, 0.25]), dtype=torch.float64)
+    expected = torch.tensor([-0.5, 1.5 / 256 - 0.5, 255.25 / 256 - 0.5], dtype=torch.float64)
+    torch.testing.assert_close(image, expected, rtol=0, atol=0)
+
+
+@given(obs=pixels, bits=st.integers(1, 8), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_drawn_noise_stays_in_range_and_in_the_level_of_its_pixel(obs, bits, dtype):
+    kept = obs.clone()
+    image = dequantise(obs, bits=bits, dtype=dtype)
+    assert image.dtype == dtype
+    assert image.shape == obs.shape
+    assert ((image >= -0.5) & (image < 0.5)).all()
+    assert torch.equal(levels(image, bits), torch.floor(obs.double() / 2 ** (8 - bits)))
+    assert torch.equal(obs, kept)
+
+
+@given(obs=pixels, bits=st.integers(1, 8), data=st.data())
+def test_given_noise_is_the_equation(obs, bits, data):
+    noise = data.draw(hnp.arrays(np.float64, tuple(obs.shape), elements=st.floats(0, 0.999)).map(torch.from_numpy))
+    expected = (torch.floor(obs.double() / 2 ** (8 - bits)) + noise) / 2**bits - 0.5
+    torch.testing.assert_close(dequantise(obs, bits=bits, noise=noise, dtype=torch.float64), expected)
+    torch.testing.assert_close(dequantise(obs, bits=bits, noise=noise), expected.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_drawn_noise_is_uniform_within_the_level(bits):
+    torch.manual_seed(0)
+    obs = every_byte.expand(1000, 1, 16, 16)
+    noise = (dequantise(obs, bits=bits, dtype=torch.float64) + 0.5) * 2**bits % 1
+    assert torch.equal(noise * 256 % 1, torch.full_like(noise, 0.5))  # the centres of 256 equal parts
+    counts = torch.histc(noise, bins=256, min=0, max=1)
+    expected = noise.numel() / 256
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert 170 < chi_square < 360  # 255 degrees of freedom: about 255 +- 23
+    assert noise.mean().item() == pytest.approx(0.5, abs=0.003)
+    assert noise.var().item() == pytest.approx(1 / 12, abs=0.001)
+
+
+def test_noise_of_neighbours_is_uncorrelated():
+    torch.manual_seed(1)
+    noise = dequantise(torch.zeros(80000, dtype=torch.uint8)).double()
+    for lag in (1, 2, 4, 7, 8, 16):
+        pair = torch.stack([noise[:-lag], noise[lag:]])
+        assert abs(torch.corrcoef(pair)[0, 1].item()) < 0.015  # four standard errors
+
+
+def test_the_seed_replays_the_noise_and_two_calls_differ():
+    obs = every_byte.expand(3, 3, 16, 16)
+    torch.manual_seed(7)
+    first, second = dequantise(obs), dequantise(obs)
+    torch.manual_seed(7)
+    assert torch.equal(first, dequantise(obs))
+    assert not torch.equal(first, second)
+
+
+def test_a_strided_view_gives_the_same_image_as_its_copy():
+    obs = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    torch.manual_seed(2)
+    image = dequantise(obs)
+    torch.manual_seed(2)
+    assert torch.equal(image, dequantise(obs.contiguous()))
+
+
+def test_no_pixels_give_no_image():
+    assert dequantise(torch.zeros(0, 3, 4, 4, dtype=torch.uint8)).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("given_noise", [False, True])
+def test_dequantise_compiles_as_one_graph(given_noise):
+    compiled = torch.compile(dequantise, fullgraph=True, backend="eager")
+    noise = torch.rand(1, 16, 16) if given_noise else None
+    torch.manual_seed(3)
+    expected = dequantise(every_byte, noise=noise)
+    torch.manual_seed(3)
+    assert torch.equal(compiled(every_byte, noise=noise), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_dequantise_on_a_gpu_never_waits_for_it():
+    obs = every_byte.expand(4, 3, 16, 16).cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        image = dequantise(obs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert image.device == obs.device
+    assert torch.equal(levels(image, 5).cpu(), (obs >> 3).double().cpu())
+
+
+@given(obs=pixels)
+def test_eight_bits_there_and_back_is_the_identity(obs):
+    assert torch.equal(to_uint8(dequantise(obs, bits=8)), obs)
+
+
+@given(obs=pixels, bits=st.integers(1, 8))
+def test_there_and_back_keeps_the_leading_bits(obs, bits):
+    assert torch.equal(to_uint8(dequantise(obs, bits=bits)) >> (8 - bits), obs >> (8 - bits))
+
+
+@given(obs=pixels, dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+def test_there_and_back_without_noise_is_the_quantised_image_in_every_type(obs, dtype):
+    image = dequantise(obs, noise=torch.zeros(obs.shape), dtype=dtype)
+    assert image.dtype == dtype
+    assert torch.equal(to_uint8(image), (obs >> 3) << 3)
+
+
+def test_to_uint8_clips_and_shows_nan_as_black():
+    image = torch.tensor([-9.0, -0.5, -0.499, 0.0, 0.498, 0.5, 9.0, float("nan"), float("inf"), -float("inf")])
+    assert to_uint8(image.requires_grad_()).tolist() == [0, 0, 0, 128, 255, 255, 255, 0, 255, 0]
+    assert image[0].item() == -9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"obs": torch.zeros(1, 2, 2)},
+            TypeError,
+            "obs must be a uint8 tensor of pixels, got a torch.float32 tensor; pass",
+        ),
+        ({"obs": np.zeros((1, 2, 2), np.uint8)}, TypeError, "obs must be a uint8 tensor of pixels, got ndarray"),
+        ({"bits": 0}, ValueError, "bits must be between 1 and 8, got 0"),
+        ({"bits": 9}, ValueError, "bits must be between 1 and 8, got 9"),
+        ({"dtype": torch.uint8}, TypeError, "dtype must be a floating type, got torch.uint8"),
+        ({"noise": torch.zeros(16, 16)}, ValueError, r"the shape of obs, \[1, 16, 16\], got \[16, 16\]"),
+        (
+            {"noise": torch.zeros(1, 16, 16).long()},
+            TypeError,
+            "noise must be a floating tensor .* got a torch.int64 tensor",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        dequantise(**{"obs": every_byte, **arguments})
+
+
+def test_to_uint8_refuses_what_is_bytes_already():
+    with pytest.raises(TypeError, match=r"image must be a floating tensor .* got a torch.uint8 tensor"):
+        to_uint8(every_byte)

@@ -1,0 +1,268 @@
+"""Replay: what comes out is a slice of what went in, at the promised frequencies."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planet_lib.data import SequenceReplay
+
+uniforms = ["episodes", "steps"]
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="session")
+def fill(make_episode):
+    """A replay of vector episodes 0, 1, ... of the given lengths."""
+
+    def build(lengths, capacity=100, seed=0, **flags):
+        replay = SequenceReplay(capacity, obs_shape=(2,), action_dim=1, obs_dtype=np.float32, seed=seed)
+        for number, length in enumerate(lengths):
+            replay.add(make_episode(number, length, **flags))
+        return replay
+
+    return build
+
+
+def kept(lengths, capacity):
+    """The numbers of the newest episodes that fit into the capacity together."""
+    numbers = []
+    for number in reversed(range(len(lengths))):
+        if sum(lengths[n] for n in numbers) + lengths[number] > capacity:
+            break
+        numbers.append(number)
+    return numbers[::-1]
+
+
+def chi_square(counts, expected):
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("uniform", uniforms)
+@given(lengths=lengths, length=st.integers(1, 12), capacity=st.integers(12, 40), terminated=st.booleans())
+def test_every_window_is_a_slice_of_one_kept_episode(
+    make_episode, fill, uniform, lengths, length, capacity, terminated
+):
+    replay = fill(lengths, capacity, terminated=terminated)
+    possible = [n for n in kept(lengths, capacity) if lengths[n] >= length]
+    if not possible:
+        with pytest.raises(ValueError, match=f"no episode has length={length} rows"):
+            replay.sample(8, length, uniform=uniform)
+        return
+    batch = replay.sample(8, length, uniform=uniform)
+    assert batch.mask.shape == (length, 8)
+    assert batch.mask.all()
+    for b in range(8):
+        number, start = (int(value) for value in batch.obs[0, b])
+        assert number in possible
+        episode = make_episode(number, lengths[number], terminated=terminated)
+        for name in ("obs", "action", "reward", "is_first", "terminated"):
+            stored = torch.from_numpy(getattr(episode, name)[start : start + length])
+            assert torch.equal(getattr(batch, name)[:, b], stored), name
+
+
+@given(lengths=lengths, capacity=st.integers(12, 40))
+def test_eviction_keeps_the_newest_whole_episodes_and_never_exceeds_the_capacity(make_episode, lengths, capacity):
+    replay = SequenceReplay(capacity, obs_shape=(2,), action_dim=1, obs_dtype=np.float32)
+    for number, length in enumerate(lengths):
+        replay.add(make_episode(number, length))
+        expected = kept(lengths[: number + 1], capacity)
+        assert replay.num_episodes == len(expected)
+        assert replay.num_steps == sum(lengths[n] for n in expected) <= capacity == replay.capacity
+    seen = replay.sample(300, 1, uniform="episodes").obs[0, :, 0].unique().tolist()
+    assert seen == kept(lengths, capacity)
+
+
+def test_images_come_back_byte_for_byte_across_the_end_of_the_ring(make_episode):
+    replay = SequenceReplay(10, obs_shape=(3, 4, 5), action_dim=1)
+    generator = np.random.default_rng(0)
+    for number in range(4):  # 7 rows each: every episode from the second on lies across the end
+        images = generator.integers(0, 256, (7, 3, 4, 5), dtype=np.uint8)
+        replay.add(make_episode(number, 7)._replace(obs=images))
+        batch = replay.sample(3, 7)
+        assert batch.obs.dtype == torch.uint8
+        assert torch.equal(batch.obs, torch.from_numpy(images)[:, None].expand(7, 3, 3, 4, 5))
+
+
+def test_what_comes_in_is_copied_and_what_comes_out_too(make_episode):
+    replay = SequenceReplay(10, obs_shape=(2,), action_dim=1, obs_dtype=np.float32)
+    episode = make_episode(4, 5)
+    replay.add(episode)
+    episode.obs[:] = 9
+    batch = replay.sample(1, 5)
+    assert torch.equal(batch.obs[:, 0, 0], torch.full((5,), 4.0))
+    batch.obs.zero_()
+    assert replay.sample(1, 5).obs[0, 0, 0] == 4
+
+
+def test_uniform_over_episodes_then_over_their_windows(fill):
+    batch = fill([5, 20, 3, 9]).sample(8000, 4, uniform="episodes")
+    number, start = batch.obs[0, :, 0].long(), batch.obs[0, :, 1].long()
+    counts = np.bincount(number, minlength=4)
+    assert counts[2] == 0  # too short for the window
+    assert chi_square(counts[[0, 1, 3]], 8000 / 3) < 13.8  # 2 degrees of freedom: exceeded once in a thousand
+    starts = np.bincount(start[number == 1], minlength=17)
+    assert len(starts) == 17
+    assert chi_square(starts, starts.sum() / 17) < 39.3  # 16 degrees of freedom: once in a thousand
+
+
+def test_uniform_over_steps_draws_every_window_alike(fill):
+    batch = fill([5, 20, 3, 9]).sample(8000, 4, uniform="steps")
+    number, start = batch.obs[0, :, 0].long(), batch.obs[0, :, 1].long()
+    counts = np.unique(number * 100 + start, return_counts=True)[1]
+    assert len(counts) == 2 + 17 + 6
+    assert chi_square(counts, 8000 / 25) < 51.2  # 24 degrees of freedom: once in a thousand
+
+
+@pytest.mark.parametrize("uniform", uniforms)
+def test_a_new_episode_is_sampled_at_once_at_a_length_asked_for_before(make_episode, fill, uniform):
+    replay = fill([6])
+    replay.sample(2, 6, uniform=uniform)
+    replay.add(make_episode(1, 6))
+    assert replay.sample(50, 6, uniform=uniform).obs[0, :, 0].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("uniform", uniforms)
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32), before=st.integers(0, 5))
+def test_the_saved_state_resumes_the_same_samples_with_reloaded_episodes(fill, make_episode, uniform, seed, before):
+    running = fill([9, 8, 7, 10], capacity=26, seed=seed)  # the first two were evicted: the ring is turned
+    for _ in range(before):
+        running.sample(3, 4, uniform=uniform)
+    file = io.BytesIO()
+    torch.save(running.state_dict(), file)
+    file.seek(0)
+    resumed = fill([], capacity=30, seed=1)
+    for number, length in ((1, 8), (2, 7), (3, 10)):
+        resumed.add(make_episode(number, length))
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for _ in range(3):
+        expected, got = running.sample(5, 4, uniform=uniform), resumed.sample(5, 4, uniform=uniform)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_a_saved_state_stays_what_it_was(fill):
+    replay = fill([30])
+    state = replay.state_dict()
+    first = replay.sample(20, 2).obs
+    replay.load_state_dict(state)
+    assert torch.equal(first, replay.sample(20, 2).obs)
+
+
+def test_seeds_decide_the_samples_and_the_global_generators_do_not(fill):
+    first = fill([50], seed=3).sample(20, 5).obs
+    np.random.seed(1)  # noqa: NPY002 - the legacy global state is what must not matter
+    torch.manual_seed(1)
+    assert torch.equal(first, fill([50], seed=3).sample(20, 5).obs)
+    assert not torch.equal(first, fill([50], seed=4).sample(20, 5).obs)
+
+
+def test_the_bytes_are_one_frame_and_fourteen_bytes_a_row():
+    replay = SequenceReplay(7, obs_shape=(3, 4, 5), action_dim=2)
+    assert replay.nbytes == 7 * (3 * 4 * 5 + 2 * 4 + 4 + 1 + 1)
+
+
+@pytest.mark.parametrize("state", [{}, {"generator": {"bit_generator": "MT19937"}}, {"generator": None}])
+def test_a_foreign_state_is_refused_and_changes_nothing(fill, state):
+    replay, twin = fill([50]), fill([50])
+    with pytest.raises(ValueError, match=r"state must be what SequenceReplay.state_dict\(\) returned"):
+        replay.load_state_dict(state)
+    assert torch.equal(replay.sample(9, 3).obs, twin.sample(9, 3).obs)
+
+
+def flag(row, length=6):
+    return np.arange(length) == row
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"obs": np.zeros((6, 3), np.float32)}, ValueError, r"episode.obs must be \[L, 2\], got \[6, 3\]"),
+        ({"obs": np.zeros((6, 2))}, TypeError, "episode.obs must be float32, got float64; convert"),
+        ({"obs": np.zeros((0, 2), np.float32)}, ValueError, "at least one row"),
+        ({"obs": np.full((6, 2), np.nan, np.float32)}, ValueError, "episode.obs must be finite, broken at row 0 of 6"),
+        ({"obs": torch.zeros(6, 2)}, TypeError, "episode.obs must be a NumPy array, got Tensor"),
+        ({"action": np.zeros((6, 2), np.float32)}, ValueError, r"episode.action must be \[6, 1\], got \[6, 2\]"),
+        ({"action": np.zeros((5, 1), np.float32)}, ValueError, r"episode.action must be \[6, 1\], got \[5, 1\]"),
+        ({"action": flag(2)[:, None] * np.float32(1.01)}, ValueError, r"in \[-1, 1\], broken at row 2"),
+        ({"action": flag(3)[:, None] * np.float32(-1.01)}, ValueError, r"in \[-1, 1\], broken at row 3"),
+        ({"action": np.full((6, 1), np.nan, np.float32)}, ValueError, "episode.action must be finite and in"),
+        ({"action": np.ones((6, 1), np.float32)}, ValueError, "episode.action must be zero at row 0"),
+        ({"reward": np.ones(6, np.float32)}, ValueError, "episode.reward must be zero at row 0"),
+        (
+            {"reward": np.where(flag(4), np.float32("inf"), np.float32(0))},
+            ValueError,
+            "reward must be finite, .* row 4",
+        ),
+        ({"reward": np.zeros(6)}, TypeError, "episode.reward must be float32, got float64"),
+        ({"is_first": flag(1)}, ValueError, "episode.is_first must hold at row 0 and nowhere else, broken at row 0"),
+        ({"is_first": flag(0) | flag(5)}, ValueError, "is_first must hold at row 0 and nowhere else, broken at row 5"),
+        ({"is_first": flag(0).astype(np.uint8)}, TypeError, "episode.is_first must be bool, got uint8"),
+        ({"terminated": flag(4)}, ValueError, "episode.terminated must hold at the last row only, broken at row 4"),
+        ({"truncated": flag(0)}, ValueError, "episode.truncated must hold at the last row only, broken at row 0"),
+    ],
+)
+def test_a_broken_episode_is_named_and_changes_nothing(make_episode, fill, changes, error, message):
+    replay = fill([20, 20], capacity=40)
+    before = replay.state_dict()
+    with pytest.raises(error, match=message):
+        replay.add(make_episode(2, 6)._replace(**changes))
+    assert (replay.num_steps, replay.num_episodes, replay.state_dict()) == (40, 2, before)
+    assert replay.sample(50, 20).obs[0, :, 0].unique().tolist() == [0, 1]
+
+
+def test_an_episode_longer_than_the_capacity_is_refused_and_evicts_nothing(make_episode, fill):
+    replay = fill([5, 5], capacity=10)
+    with pytest.raises(ValueError, match="at most capacity=10 rows, got 11; raise capacity"):
+        replay.add(make_episode(2, 11))
+    assert replay.num_steps == 10
+
+
+def test_something_else_than_an_episode_is_refused(fill):
+    with pytest.raises(TypeError, match="episode must be an Episode, got dict"):
+        fill([]).add({"obs": 1})
+
+
+def test_windows_longer_than_every_episode_name_the_longest(fill):
+    with pytest.raises(ValueError, match=r"no episode has length=8 rows \(the longest of 2 has 7\): lower length"):
+        fill([7, 3]).sample(2, 8)
+    with pytest.raises(ValueError, match=r"no episode has length=8 rows \(none is stored\)"):
+        fill([]).sample(2, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be greater than 0, got 0"),
+        ({"length": 0}, "length must be greater than 0, got 0"),
+        ({"uniform": "rows"}, 'uniform must be "episodes" or "steps", got \'rows\''),
+    ],
+)
+def test_bad_sample_arguments_are_named_and_draw_nothing(fill, arguments, message):
+    replay = fill([9])
+    before = replay.state_dict()
+    with pytest.raises(ValueError, match=message):
+        replay.sample(**{"batch_size": 2, "length": 3, **arguments})
+    assert replay.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"capacity": 0}, ValueError, "capacity must be greater than 0, got 0"),
+        ({"action_dim": 0}, ValueError, "action_dim must be greater than 0, got 0"),
+        ({"obs_shape": ()}, ValueError, r"obs_shape must be \(C, Y, X\) or \(N,\), of positive sizes, got \(\)"),
+        ({"obs_shape": (3, 0, 4)}, ValueError, r"obs_shape must be .* got \(3, 0, 4\)"),
+        (
+            {"obs_dtype": np.float64},
+            TypeError,
+            r"obs_dtype must be uint8 \(pixels\) or float32 \(vectors\), got float64",
+        ),
+    ],
+)
+def test_bad_sizes_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        SequenceReplay(**{"capacity": 10, "obs_shape": (3, 4, 4), "action_dim": 1, **arguments})

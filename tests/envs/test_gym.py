@@ -1,0 +1,100 @@
+import gymnasium
+import numpy as np
+import pytest
+
+from planet_lib.envs import make_env
+from planet_lib.envs.images import resize_area
+
+
+def test_pendulum_states_are_gymnasiums_own_with_the_torque_scaled():
+    env, own = make_env("gym:Pendulum-v1", obs="state"), gymnasium.make("Pendulum-v1")
+    assert np.array_equal(env.reset(seed=4)[0], own.reset(seed=4)[0])
+    for value in (0.5, -1.0, 0.1):
+        observation, reward, terminated, truncated, _ = env.step(np.array([value], np.float32))
+        expected = own.step(np.array([2 * value], np.float32))
+        assert np.array_equal(observation, expected[0])
+        assert reward == pytest.approx(expected[1], rel=1e-6)
+        assert (terminated, truncated) == (False, False)
+
+
+def test_pendulum_pixels_are_its_picture_averaged_down():
+    env = make_env("gym:Pendulum-v1")
+    own = gymnasium.make("Pendulum-v1", render_mode="rgb_array")
+    own.reset(seed=2)
+    frame = env.reset(seed=2)[0]
+    assert frame.shape == (3, 64, 64)
+    assert np.array_equal(frame, resize_area(own.render(), (64, 64)).transpose(2, 0, 1))
+    assert 0.01 < (frame.min(axis=0) < 200).mean() < 0.2
+    moved = env.step(np.array([1.0]))[0]
+    assert not np.array_equal(frame, moved)
+    assert np.array_equal(env.reset(seed=2)[0], frame)
+    env.close()
+    own.close()
+
+
+def test_pendulum_is_truncated_after_two_hundred_steps():
+    env = make_env("gym:Pendulum-v1", obs="state", action_repeat=60)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[2:4] for _ in range(4)] == [(False, False)] * 3 + [(False, True)]
+
+
+def test_mujoco_draws_at_the_image_size_with_tuned_settings(gl):
+    env = make_env("gym:InvertedPendulum-v5", image_size=(48, 64))
+    frame = env.reset(seed=0)[0]
+    vis = env.unwrapped.model.vis
+    assert frame.shape == (3, 48, 64)
+    assert env.render().shape == (48, 64, 3)
+    assert (vis.quality.shadowsize, vis.quality.numslices, vis.global_.offwidth) == (256, 12, 64)
+    assert frame.max() > 60
+    assert np.array_equal(env.reset(seed=0)[0], frame)
+    env.close()
+
+
+def test_the_suite_quality_leaves_a_model_as_it_is(gl):
+    own = gymnasium.make("InvertedPendulum-v5").unwrapped.model.vis.quality
+    env = make_env("gym:InvertedPendulum-v5", quality="suite")
+    assert env.unwrapped.model.vis.quality.shadowsize == own.shadowsize
+    assert env.unwrapped.model.vis.quality.numslices == own.numslices
+    env.close()
+
+
+def test_a_mujoco_camera_goes_by_index(gl):
+    frames = []
+    for camera in (None, -1, 0):
+        env = make_env("gym:Hopper-v5", camera=camera)
+        frames.append(env.reset(seed=0)[0])
+        env.close()
+    assert np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[0], frames[2])
+
+
+def test_a_camera_for_an_environment_without_cameras_is_refused():
+    with pytest.raises(ValueError, match="camera must be None for gym:Pendulum-v1, which has no cameras, got 0"):
+        make_env("gym:Pendulum-v1", camera=0)
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(ValueError, match=r"action space must be a Box of floats, got Discrete\(2\)"):
+        make_env("gym:CartPole-v1", obs="state")
+
+
+def test_a_specification_can_be_made_again():
+    env = make_env("gym:Pendulum-v1", obs="state", action_repeat=3)
+    again = env.spec.make()
+    assert again.get_wrapper_attr("action_repeat") == 3
+    assert np.array_equal(again.reset(seed=1)[0], env.reset(seed=1)[0])
+
+
+def test_a_viewer_that_fails_says_what_to_install(gl, monkeypatch):
+    env = make_env("gym:InvertedPendulum-v5")
+
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.render()
+
+    def fail(render_mode):
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(env.unwrapped.mujoco_renderer, "_get_viewer", fail)
+    with pytest.raises(RuntimeError, match="cannot render pixels here: no display; run apt-get install"):
+        env.reset(seed=0)
+    env.close()

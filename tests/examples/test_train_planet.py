@@ -1,0 +1,168 @@
+"""The whole loop at a tiny size: what it writes, that it goes on exactly, and that mistakes cost one line."""
+
+import csv
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from planet_lib.training import load_checkpoint
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = (
+    "--env gym:Pendulum-v1 --action-repeat 20 --seed-episodes 2 --num-episodes 2 --updates-per-episode 2 --batch-size 2 "
+    "--window 5 --eval-every 2 --eval-episodes 2 --horizon 2 --num-candidates 6 --num-elites 2 --num-iterations 2 "
+    "--deter-dim 8 --stoch-dim 4 --hidden-dim 8 --embed-dim 8 --depth 4"
+).split()
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_planet = load_example("train_planet")
+
+
+def train(out, *flags, name="run", obs="state"):
+    train_planet.main([*TINY, "--out", str(out), "--name", name, "--obs", obs, *flags])
+    return out / name
+
+
+def rows_of(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(run):
+    return load_checkpoint(run / "checkpoint.pt")["model"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two seed episodes, two training episodes and one evaluation, from vectors."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_writes_settings_metrics_episodes_checkpoint_curve_and_events(whole):
+    assert [row["kind"] for row in rows_of(whole)] == ["seed", "seed", "train", "train", "eval"]
+    assert [int(row["updates"]) for row in rows_of(whole)] == [0, 0, 2, 4, 4]
+    assert [int(row["env_steps"]) for row in rows_of(whole)] == [200, 400, 600, 800, 800]
+    assert len(list((whole / "episodes").glob("*.npz"))) == 4
+    for name in ("settings.json", "checkpoint.pt", "learning_curve.png", "tensorboard"):
+        assert (whole / name).exists(), name
+
+
+def test_the_training_rows_hold_finite_losses_and_the_evaluation_a_mean_and_spread(whole):
+    *_, trained, evaluated = rows_of(whole)
+    for name in ("loss_total", "loss_obs", "loss_reward", "kl", "kl_clipped", "grad_norm", "episode_return"):
+        assert np.isfinite(float(trained[name])), name
+    assert float(evaluated["eval_mean"]) < 0 <= float(evaluated["eval_std"])
+
+
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped_bit_for_bit(whole, tmp_path):
+    run = train(tmp_path, "--num-episodes", "1")
+    train_planet.main(["--resume", str(run), "--num-episodes", "2"])
+    torch.testing.assert_close(weights_of(run), weights_of(whole), rtol=0.0, atol=0.0)
+    # The first run's last episode was evaluated, being its last; apart from that and the clock all rows are equal.
+    timeless = [
+        [{name: cell for name, cell in row.items() if "second" not in name} for row in rows_of(path)]
+        for path in (run, whole)
+    ]
+    assert timeless[1] == [row for row in timeless[0] if not (row["kind"] == "eval" and row["episode"] == "3")]
+
+
+@pytest.mark.parametrize("moment", ["fit", "collect", "evaluate"])
+def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_to_the_same_end(whole, tmp_path, monkeypatch, capsys, moment):
+    place, count = {"fit": ("update", 3), "collect": ("run_episode", 4), "evaluate": ("run_episode", 6)}[moment]
+    original, calls = getattr(train_planet, place), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(train_planet, place, interrupted)
+    run = train(tmp_path)
+    assert f"go on with: --resume {run}" in capsys.readouterr().err
+    monkeypatch.undo()
+    train_planet.main(["--resume", str(run)])
+    torch.testing.assert_close(weights_of(run), weights_of(whole), rtol=0.0, atol=0.0)
+    assert [row["kind"] for row in rows_of(run)] == [row["kind"] for row in rows_of(whole)]
+
+
+@pytest.mark.parametrize("cell", ["ssm", "rnn"])
+def test_pixels_and_the_other_cells_train_and_draw_their_videos(tmp_path, cell):
+    run = train(tmp_path, "--cell", cell, "--image-size", "32", obs="pixels")
+    names = sorted(path.name for path in (run / "videos").iterdir())
+    stem = "episode-000004"
+    assert names == [f"{stem}-open-loop.mp4", f"{stem}-open-loop.png", f"{stem}-reconstruction.mp4"]
+
+
+def test_evaluate_reports_mean_and_spread_of_a_checkpoint_and_repeats_itself(whole, capsys):
+    evaluate = load_example("evaluate")
+    lines = []
+    for _ in range(2):
+        evaluate.main([str(whole), "--episodes", "2"])
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1]
+    assert "gym:Pendulum-v1: mean return -" in lines[0]
+    assert "over 2 episodes, after 4 episodes and 4 updates" in lines[0]
+
+
+def test_evaluate_writes_a_video_of_a_run_from_pixels(tmp_path):
+    run = train(tmp_path, "--image-size", "32", "--num-episodes", "1", obs="pixels")
+    load_example("evaluate").main([str(run), "--episodes", "1", "--video"])
+    assert (run / "videos" / "evaluation.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env", "dmc:cartpole-balanse"], "it has balance,"),
+        (["--env", "cartpole"], "dmc:"),
+        (["--window", "12"], "longest"),
+        (["--num-elites", "7"], "num_elites must be between 1 and num_candidates=6, got 7"),
+    ],
+)
+def test_a_mistake_costs_one_line(tmp_path, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, *flags)
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+def test_an_existing_run_is_not_overwritten(whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="--resume"):
+        train(whole.parent)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--env", "gym:MountainCarContinuous-v0"], "env='gym:Pendulum-v1', got env='gym:MountainCarContinuous-v0'"),
+        (["--cell", "ssm"], "cell='rssm', got cell='ssm'"),
+        (["--deter-dim", "9"], "deter_dim=8, got deter_dim=9"),
+    ],
+)
+def test_a_checkpoint_of_another_environment_or_model_is_refused_and_kept(whole, tmp_path, flags, difference):
+    run = tmp_path / "copy"
+    shutil.copytree(whole, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        train_planet.main(["--resume", str(run), *flags])
+    assert difference in str(stopped.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="nothing-here"):
+        train_planet.main(["--resume", str(tmp_path / "nothing-here")])

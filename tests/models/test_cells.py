@@ -1,0 +1,230 @@
+"""The three cells, one step at a time: formulas by hand, laws, messages."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from planet_lib import Cell, RNNCell, RSSMCell, SSMCell, State
+from planet_lib.models import gaussian
+from planet_lib.models.rollout import map_state
+
+KINDS = ["rssm", "ssm", "rnn"]
+A, E, D, S, HIDDEN = 2, 5, 6, 3, 7
+
+
+def make(kind: str) -> RSSMCell | SSMCell | RNNCell:
+    torch.manual_seed(0)
+    if kind == "rssm":
+        return RSSMCell(A, E, deter_dim=D, stoch_dim=S, hidden_dim=HIDDEN).double()
+    if kind == "ssm":
+        return SSMCell(A, E, stoch_dim=S, hidden_dim=HIDDEN).double()
+    return RNNCell(A, E, deter_dim=D, stoch_dim=S, hidden_dim=HIDDEN).double()
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def draw_state(cell: RSSMCell | SSMCell | RNNCell, *shape: int) -> State:
+    return State(draw(*shape, cell.deter_dim), draw(*shape, S), draw(*shape, S), draw(*shape, S).abs() + 0.1)
+
+
+def close(got: object, expected: object) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_initial_state_is_zero_in_the_cells_dtype(kind: str) -> None:
+    cell = make(kind)
+    deter = 0 if kind == "ssm" else D
+    for field, size in zip(cell.initial(4), (deter, S, S, S), strict=True):
+        assert torch.equal(field, torch.zeros(4, size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_cell_offers_the_interface(kind: str) -> None:
+    cell = make(kind)
+    assert isinstance(cell, Cell)
+    assert cell.feature_dim == cell.features(cell.initial(1)).shape[-1]
+    assert cell.noise_dim == (0 if kind == "rnn" else S)
+
+
+def test_something_without_the_members_is_no_cell() -> None:
+    assert not isinstance(torch.nn.Linear(1, 1), Cell)
+
+
+@pytest.mark.parametrize("kind", ["rssm", "rnn"])
+def test_features_are_deter_then_stoch(kind: str) -> None:
+    cell = make(kind)
+    state = draw_state(cell, 4)
+    assert torch.equal(cell.features(state), torch.cat([state.deter, state.stoch], -1))
+
+
+def two_layers(head: torch.nn.Module, inputs: Tensor) -> Tensor:
+    weights = dict(head.named_parameters())
+    hidden = F.linear(inputs, weights["hidden.weight"], weights["hidden.bias"]).clamp(min=0)
+    return F.linear(hidden, weights["out.weight"], weights["out.bias"])
+
+
+def test_the_ssm_by_hand() -> None:
+    cell = make("ssm")
+    state, action, embed, noise = draw_state(cell, 4), draw(4, A), draw(4, E), draw(4, S)
+    out = two_layers(cell.prior_head, torch.cat([state.stoch, action], -1))
+    mean, std = out[:, :S], (1 + out[:, S:].exp()).log() + 0.1
+    prior = cell.prior(state, action, noise)
+    close(prior, State(deter=state.deter, stoch=mean + std * noise, mean=mean, std=std))
+    out = two_layers(cell.posterior_head, torch.cat([mean, std, embed], -1))
+    mean, std = out[:, :S], (1 + out[:, S:].exp()).log() + 0.1
+    close(cell.posterior(prior, embed, noise), State(prior.deter, mean + std * noise, mean, std))
+
+
+def test_the_rnn_by_hand() -> None:
+    cell = make("rnn")
+    state, action, embed = draw_state(cell, 4), draw(4, A), draw(4, E)
+    path = cell.path
+    hidden = F.linear(torch.cat([state.stoch, action], -1), path.embed.weight, path.embed.bias).clamp(min=0)
+    from_hidden = F.linear(hidden, path.gru.weight_ih, path.gru.bias_ih).chunk(3, -1)
+    from_deter = F.linear(state.deter, path.gru.weight_hh, path.gru.bias_hh).chunk(3, -1)
+    reset, update = ((from_hidden[i] + from_deter[i]).sigmoid() for i in (0, 1))
+    deter = (1 - update) * (from_hidden[2] + reset * from_deter[2]).tanh() + update * state.deter
+    prior, posterior = cell.prior(state, action), cell.posterior(cell.prior(state, action), embed)
+    mean = two_layers(cell.prior_head, deter)
+    close(prior, State(deter=deter, stoch=mean, mean=mean, std=torch.ones_like(mean)))
+    mean = two_layers(cell.posterior_head, torch.cat([deter, embed], -1))
+    close(posterior, State(deter=deter, stoch=mean, mean=mean, std=torch.ones_like(mean)))
+
+
+def test_the_ssm_posterior_ignores_the_priors_sample() -> None:
+    cell = make("ssm")
+    prior, embed, noise = draw_state(cell, 4), draw(4, E), draw(4, S)
+    moved = prior._replace(stoch=prior.stoch + 10)
+    assert torch.equal(cell.posterior(prior, embed, noise).stoch, cell.posterior(moved, embed, noise).stoch)
+    wider = prior._replace(std=prior.std + 1)
+    assert not torch.allclose(cell.posterior(prior, embed, noise).mean, cell.posterior(wider, embed, noise).mean)
+
+
+@pytest.mark.parametrize("kind", ["rssm", "rnn"])
+def test_the_posterior_reads_only_deter_and_the_embedding(kind: str) -> None:
+    cell = make(kind)
+    prior, embed, noise = draw_state(cell, 4), draw(4, E), draw(4, cell.noise_dim)
+    moved = State(prior.deter, *(field + 10 for field in prior[1:]))
+    assert torch.equal(cell.posterior(prior, embed, noise).stoch, cell.posterior(moved, embed, noise).stoch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_prior_reads_the_sample_and_not_its_distribution(kind: str) -> None:
+    cell = make(kind)
+    state, action, noise = draw_state(cell, 4), draw(4, A), draw(4, cell.noise_dim)
+    moved = state._replace(mean=state.mean + 10, std=state.std + 10)
+    assert torch.equal(cell.prior(state, action, noise).stoch, cell.prior(moved, action, noise).stoch)
+    other = state._replace(stoch=state.stoch + 1)
+    assert not torch.allclose(cell.prior(state, action, noise).mean, cell.prior(other, action, noise).mean)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_batch_do_not_touch_each_other(kind: str) -> None:
+    cell = make(kind)
+    state, action, embed, noise = draw_state(cell, 4), draw(4, A), draw(4, E), draw(4, cell.noise_dim)
+
+    def run(rows: slice) -> State:
+        prior = cell.prior(map_state(lambda field: field[rows], state), action[rows], noise[rows])
+        return cell.posterior(prior, embed[rows], noise[rows])
+
+    together = run(slice(None))
+    for row in range(4):
+        close(run(slice(row, row + 1)), map_state(lambda field, row=row: field[row : row + 1], together))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leading_axes_are_free(kind: str) -> None:
+    cell = make(kind)
+    state, action, noise = draw_state(cell, 3, 4), draw(3, 4, A), draw(3, 4, cell.noise_dim)
+    flat = cell.prior(map_state(lambda field: field.flatten(0, 1), state), action.flatten(0, 1), noise.flatten(0, 1))
+    close(map_state(lambda field: field.flatten(0, 1), cell.prior(state, action, noise)), flat)
+    empty = cell.prior(map_state(lambda field: field[:0], state), action[:0], noise[:0])
+    assert [tuple(field.shape) for field in empty] == [(0, 4, field.shape[-1]) for field in state]
+
+
+def test_the_rnn_has_no_noise() -> None:
+    cell = make("rnn")
+    state, action, embed = draw_state(cell, 4), draw(4, A), draw(4, E)
+    torch.manual_seed(1)
+    first = cell.posterior(cell.prior(state, action), embed)
+    torch.manual_seed(2)
+    second = cell.posterior(cell.prior(state, action, draw(4, S)), embed, draw(4, S))
+    assert torch.equal(first.stoch, second.stoch)
+    assert torch.equal(first.stoch, first.mean)
+
+
+def test_the_rnn_divergence_is_half_the_squared_distance_of_the_means() -> None:
+    cell = make("rnn")
+    posterior, prior = draw_state(cell, 4), draw_state(cell, 4)
+    kl = cell.divergence(posterior, prior)
+    rows = zip(posterior.mean.tolist(), prior.mean.tolist(), strict=True)
+    by_hand = [sum((p - q) ** 2 for p, q in zip(*row, strict=True)) / 2 for row in rows]
+    assert kl.tolist() == pytest.approx(by_hand)
+    one = torch.ones_like(prior.mean)
+    close(kl, gaussian.kl_divergence(posterior.mean, one, prior.mean, one))
+
+
+@pytest.mark.parametrize("kind", ["rssm", "ssm"])
+def test_the_divergence_is_the_kl_of_posterior_from_prior(kind: str) -> None:
+    cell = make(kind)
+    posterior, prior = draw_state(cell, 4), draw_state(cell, 4)
+    expected = gaussian.kl_divergence(posterior.mean, posterior.std, prior.mean, prior.std)
+    assert torch.equal(cell.divergence(posterior, prior), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_divergence_trains_the_prior_and_the_posterior(kind: str) -> None:
+    cell = make(kind)
+    prior = cell.prior(draw_state(cell, 4), draw(4, A), draw(4, cell.noise_dim))
+    posterior = cell.posterior(prior, draw(4, E), draw(4, cell.noise_dim))
+    cell.divergence(posterior, prior).sum().backward()
+    for name, parameter in cell.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", ["rssm", "ssm"])
+def test_no_deviation_falls_below_min_std(kind: str) -> None:
+    make_cell = RSSMCell if kind == "rssm" else SSMCell
+    cell = make_cell(A, E, stoch_dim=S, hidden_dim=HIDDEN, min_std=0.7)
+    with torch.no_grad():
+        for head in (cell.prior_head, cell.posterior_head):
+            head.out.bias.fill_(-100.0)
+            head.out.weight.zero_()
+    prior = cell.prior(cell.initial(2), torch.ones(2, A))
+    for state in (prior, cell.posterior(prior, torch.ones(2, E))):
+        torch.testing.assert_close(state.std, torch.full((2, S), 0.7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_sizes_are_named(kind: str) -> None:
+    cell = make(kind)
+    state = cell.initial(4)
+    with pytest.raises(ValueError, match=r"action must be \[\.\.\., 2\] \(the cell's action_dim\), got \[4, 3\]"):
+        cell.prior(state, draw(4, 3))
+    with pytest.raises(TypeError, match=r"action must be a tensor \[\.\.\., 2\], got list"):
+        cell.prior(state, [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"embed must be \[\.\.\., 5\] \(the cell's embed_dim\), got \[4, 6\]"):
+        cell.posterior(state, draw(4, 6))
+    with pytest.raises(TypeError, match=r"embed must be a tensor \[\.\.\., 5\], got NoneType"):
+        cell.posterior(state, None)
+    with pytest.raises(ValueError, match="batch_size must be greater than 0, got 0"):
+        cell.initial(0)
+
+
+@pytest.mark.parametrize("make_cell", [RSSMCell, SSMCell, RNNCell])
+def test_sizes_below_one_and_bad_min_std_are_named(make_cell: type[RSSMCell | SSMCell | RNNCell]) -> None:
+    good = {"action_dim": 1, "embed_dim": 1, "stoch_dim": 1, "hidden_dim": 1}
+    if make_cell is not SSMCell:
+        good["deter_dim"] = 1
+    for name in good:
+        with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
+            make_cell(**{**good, name: 0})
+    if make_cell is not RNNCell:
+        for bad in (-0.1, float("nan")):
+            with pytest.raises(ValueError, match=f"min_std must be at least 0, got {bad}"):
+                make_cell(**good, min_std=bad)

@@ -1,0 +1,187 @@
+"""Encoders: where every pixel goes, rows apart from each other, messages."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from planet_lib import ConvEncoder, PatchEncoder, VectorEncoder
+from planet_lib.models.encoders import conv_sizes
+
+FAST = settings(max_examples=15, deadline=None)
+sides = st.integers(16, 100)
+
+
+def patches_by_hand(image: np.ndarray, patch: int) -> list[list[float]]:
+    """The patches of an image (C, Y, X) row by row, each as its numbers channel by channel, row by row."""
+    channels, height, width = image.shape
+    return [
+        [float(image[c, top + y, left + x]) for c in range(channels) for y in range(patch) for x in range(patch)]
+        for top in range(0, height, patch)
+        for left in range(0, width, patch)
+    ]
+
+
+def set_identity(layer: nn.Linear) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(*layer.weight.shape))
+        layer.bias.zero_()
+
+
+@FAST
+@given(st.integers(1, 4), sides, sides, st.sampled_from([None, 7]), st.integers(0, 2**31))
+def test_any_image_shape_is_embedded_row_by_row(
+    channels: int, height: int, width: int, embed_dim: int | None, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    encoder = ConvEncoder((channels, height, width), depth=2, embed_dim=embed_dim)
+    images = torch.rand(2, 2, channels, height, width) - 0.5
+    with torch.no_grad():
+        embed = encoder(images)
+        one_by_one = torch.stack([encoder(image[None])[0] for image in images.flatten(0, 1)])
+    assert embed.shape == (2, 2, encoder.embed_dim)
+    torch.testing.assert_close(embed.flatten(0, 1), one_by_one, rtol=1e-4, atol=1e-6)
+    assert embed_dim in (None, encoder.embed_dim)
+
+
+@pytest.mark.parametrize("make", [ConvEncoder, PatchEncoder])
+def test_leading_axes_are_free(make: type[ConvEncoder | PatchEncoder]) -> None:
+    torch.manual_seed(0)
+    encoder = make((3, 32, 48)).double()
+    images = torch.rand(2, 3, 2, 3, 32, 48, dtype=torch.float64) - 0.5
+    one_by_one = torch.stack([encoder(image[None])[0] for image in images.flatten(0, 2)])
+    torch.testing.assert_close(encoder(images).flatten(0, 2), one_by_one)
+
+
+def test_the_vector_encoder_is_three_layers_row_by_row() -> None:
+    torch.manual_seed(0)
+    encoder = VectorEncoder(5, embed_dim=8).double()
+    obs = torch.randn(4, 3, 5, dtype=torch.float64)
+    hidden = obs
+    for layer in list(encoder.layers)[:-1]:
+        hidden = F.linear(hidden, layer.weight, layer.bias).clamp(min=0)
+    last = encoder.layers[-1]
+    torch.testing.assert_close(encoder(obs), F.linear(hidden, last.weight, last.bias))
+    assert len(encoder.layers) == 3
+    assert (encoder(obs) < 0).any()
+
+
+def test_the_convolutions_are_the_papers_at_64_pixels() -> None:
+    encoder = ConvEncoder((3, 64, 64))
+    sizes = [tuple(conv.weight.shape) for conv in encoder.convs]
+    assert sizes == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
+    assert [conv.stride for conv in encoder.convs] == [(2, 2)] * 4
+    assert encoder.embed_dim == 1024
+    assert conv_sizes(64, 64) == [(64, 64), (31, 31), (14, 14), (6, 6), (2, 2)]
+
+
+@FAST
+@given(st.integers(6, 200), st.integers(6, 200))
+def test_layers_are_added_as_long_as_two_pixels_stay(height: int, width: int) -> None:
+    sizes = conv_sizes(height, width)
+    for (rows, columns), (next_rows, next_columns) in itertools.pairwise(sizes):
+        assert F.conv2d(torch.zeros(1, 1, rows, columns), torch.zeros(1, 1, 4, 4), stride=2).shape[2:] == (
+            next_rows,
+            next_columns,
+        )
+    assert len(sizes) > 1
+    assert 2 <= min(sizes[-1]) <= 5
+
+
+def test_an_embed_dim_adds_a_linear_layer_on_the_flat_map() -> None:
+    torch.manual_seed(0)
+    plain, projected = ConvEncoder((3, 64, 64), depth=4), ConvEncoder((3, 64, 64), depth=4, embed_dim=10)
+    projected.convs.load_state_dict(plain.convs.state_dict())
+    images = torch.rand(2, 3, 64, 64) - 0.5
+    project = projected.project
+    expected = F.linear(plain(images), project.weight, project.bias)
+    torch.testing.assert_close(projected(images), expected)
+    assert (expected < 0).any(), "no activation follows the layer"
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 4), (2, 4, 12)])
+def test_patches_are_cut_row_by_row_and_channel_by_channel(shape: tuple[int, int, int]) -> None:
+    size = shape[0] * shape[1] * shape[2]
+    encoder = PatchEncoder(shape, patch=4, patch_dim=shape[0] * 16, embed_dim=size)
+    set_identity(encoder.stem)
+    set_identity(encoder.project)
+    images = torch.arange(2.0 * size).reshape(2, *shape)
+    expected = [sum(patches_by_hand(image, 4), []) for image in images.numpy()]  # noqa: RUF017 -- a few short lists
+    assert encoder(images).tolist() == expected
+
+
+def test_the_patch_network_by_hand() -> None:
+    torch.manual_seed(0)
+    encoder = PatchEncoder((3, 16, 24), patch=8, patch_dim=5, embed_dim=9).double()
+    image = torch.rand(3, 16, 24, dtype=torch.float64) - 0.5
+    stem, project = encoder.stem, encoder.project
+    pieces = [
+        F.linear(torch.tensor(numbers, dtype=torch.float64), stem.weight, stem.bias).clamp(min=0)
+        for numbers in patches_by_hand(image.numpy(), 8)
+    ]
+    expected = F.linear(torch.cat(pieces), project.weight, project.bias).clamp(min=0)
+    torch.testing.assert_close(encoder(image[None])[0], expected)
+
+
+def test_a_pixel_changes_only_its_own_patch() -> None:
+    encoder = PatchEncoder((1, 12, 20), patch=4, patch_dim=2, embed_dim=2 * 15)
+    set_identity(encoder.project)
+    with torch.no_grad():
+        encoder.stem.weight.fill_(1.0)
+        encoder.stem.bias.zero_()
+    for y in range(12):
+        for x in range(20):
+            image = torch.zeros(1, 1, 12, 20)
+            image[0, 0, y, x] = 1.0
+            changed = encoder(image)[0].reshape(15, 2).amax(1).nonzero().flatten().tolist()
+            assert changed == [5 * (y // 4) + x // 4]
+
+
+ENCODERS = [ConvEncoder((3, 32, 48), depth=2), PatchEncoder((3, 32, 48))]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS, ids=["conv", "patch"])
+def test_wrong_images_are_named(encoder: ConvEncoder | PatchEncoder) -> None:
+    cases: list[tuple[Tensor, str]] = [
+        (torch.zeros(2, 3, 48, 32), r"images must be \[\.\.\., 3, 32, 48\] .*one leading axis, got \[2, 3, 48, 32\]$"),
+        (torch.zeros(3, 32, 48), r"with at least one leading axis, got \[3, 32, 48\]$"),
+        (torch.zeros(2, 32, 48, 3), r"got \[2, 32, 48, 3\]; move the channels first with images.movedim\(-1, -3\)$"),
+    ]
+    for images, message in cases:
+        with pytest.raises(ValueError, match=message):
+            encoder(images)
+    with pytest.raises(TypeError, match=r"images must be floats in \[-0.5, 0.5\], got torch.uint8; .*dequantise"):
+        encoder(torch.zeros(2, 3, 32, 48, dtype=torch.uint8))
+
+
+def test_wrong_settings_are_named() -> None:
+    shape = (3, 64, 64)
+    for bad in ((64, 64), (3, 0, 64), (1, 3, 64, 64)):
+        for make in (ConvEncoder, PatchEncoder):
+            with pytest.raises(ValueError, match=r"image_shape must be \(C, Y, X\), three positive sizes, .*, got \("):
+                make(bad)
+    with pytest.raises(ValueError, match=r"image_shape must be at least 6 pixels high and wide, got \(3, 5, 64\)"):
+        ConvEncoder((3, 5, 64))
+    with pytest.raises(ValueError, match="patch must divide the image's height 64 and width 60, got 8"):
+        PatchEncoder((3, 64, 60))
+    for name in ("depth", "embed_dim"):
+        with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
+            ConvEncoder(shape, **{name: 0})
+    for name in ("patch", "patch_dim", "embed_dim"):
+        with pytest.raises(ValueError, match=f"{name} must be greater than 0, got -1"):
+            PatchEncoder(shape, **{name: -1})
+    for name in ("obs_dim", "embed_dim", "num_layers"):
+        with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
+            VectorEncoder(**{"obs_dim": 3, name: 0})
+
+
+def test_a_wrong_vector_is_named() -> None:
+    with pytest.raises(ValueError, match=r"obs must be \[\.\.\., 3\] \(the encoder's obs_dim\), got \[2, 4\]"):
+        VectorEncoder(3)(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match=r"obs must be a tensor \[\.\.\., 3\], got ndarray"):
+        VectorEncoder(3)(np.zeros((2, 3)))

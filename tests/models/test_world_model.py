@@ -1,0 +1,53 @@
+"""The container: it keeps what it is given, and says which parts do not fit."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from planet_lib import ConvEncoder, Decoder, RewardHead, RSSMCell, SSMCell, VectorEncoder, WorldModel
+
+
+def parts() -> dict[str, torch.nn.Module]:
+    return {
+        "encoder": VectorEncoder(3, embed_dim=8),
+        "cell": SSMCell(1, 8, stoch_dim=4),
+        "decoder": Decoder(4, (3,)),
+        "reward_head": RewardHead(4),
+    }
+
+
+def test_the_parts_are_kept_as_they_are_and_make_up_the_state_dict() -> None:
+    given = parts()
+    model = WorldModel(**given)
+    for name, part in given.items():
+        assert getattr(model, name) is part
+    names = {name.partition(".")[0] for name in model.state_dict()}
+    assert names == set(given)
+
+
+@pytest.mark.parametrize("name", ["encoder", "cell", "decoder", "reward_head"])
+def test_a_part_that_is_no_module_is_named(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a torch.nn.Module, got SimpleNamespace"):
+        WorldModel(**{**parts(), name: SimpleNamespace(feature_dim=4)})
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("encoder", ConvEncoder((3, 64, 64)), "cell.embed_dim must equal encoder.embed_dim=1024, got 8"),
+        ("cell", RSSMCell(1, 9), "cell.embed_dim must equal encoder.embed_dim=8, got 9"),
+        ("decoder", Decoder(5, (3,)), "decoder.feature_dim must equal cell.feature_dim=4, got 5"),
+        ("reward_head", RewardHead(6), "reward_head.feature_dim must equal cell.feature_dim=4, got 6"),
+    ],
+)
+def test_parts_of_different_sizes_are_named(name: str, part: torch.nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        WorldModel(**{**parts(), name: part})
+
+
+def test_a_part_of_ones_own_need_not_state_its_sizes() -> None:
+    encoder, decoder = torch.nn.Linear(3, 8), torch.nn.Linear(4, 3)
+    model = WorldModel(**{**parts(), "encoder": encoder, "decoder": decoder})
+    assert model.encoder is encoder
+    assert model.decoder is decoder

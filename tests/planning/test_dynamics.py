@@ -1,0 +1,105 @@
+"""The learned model as dynamics, against stepping through it candidate by candidate."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import planet_lib as pl
+
+H, B, J, A = 3, 2, 5, 2
+
+
+def normal(*shape, seed=0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def some_state(cell, seed=9):
+    torch.manual_seed(seed)
+    embed = normal(B, 7, seed=seed)
+    return cell.posterior(cell.prior(cell.initial(B), normal(B, A, seed=seed)), embed)
+
+
+def test_a_return_is_the_sum_of_the_rewards_of_the_imagined_states(model):
+    cell, state = model.cell, some_state(model.cell)
+    actions, noise = normal(H, B, J, A, seed=1), normal(H, B, J, cell.noise_dim, seed=2)
+    returns = pl.LatentDynamics(model).rollout(state, actions, noise)
+    for j in range(J):
+        imagined = pl.imagine(cell, state, actions[:, :, j], noise=noise[:, :, j])
+        torch.testing.assert_close(returns[:, j], model.reward_head(cell.features(imagined)).sum(0))
+
+
+def test_noise_that_is_not_given_is_drawn_for_each_candidate(rssm):
+    torch.manual_seed(0)
+    same = torch.zeros(H, B, J, A, dtype=torch.float64)
+    assert pl.LatentDynamics(rssm).rollout(some_state(rssm.cell), same).unique().numel() == B * J
+
+
+def test_a_return_is_differentiable_in_actions_and_state(rssm):
+    state, actions = some_state(rssm.cell), normal(H, 1, 1, A).requires_grad_()
+    stoch = state.stoch[:1].detach().requires_grad_()
+    state = state._replace(deter=state.deter[:1].detach(), stoch=stoch, mean=state.mean[:1], std=state.std[:1])
+    noise = torch.zeros(H, 1, 1, 4, dtype=torch.float64)
+    pl.LatentDynamics(rssm).rollout(state, actions, noise).sum().backward()
+    assert bool((actions.grad.abs().sum((1, 2, 3)) > 0).all())
+    assert float(stoch.grad.abs().sum()) > 0
+
+
+def test_a_cell_with_a_state_of_its_own_can_be_planned_with():
+    class Position(NamedTuple):
+        x: Tensor
+
+    class Walk(nn.Module):
+        action_dim, feature_dim, noise_dim, embed_dim = 1, 1, 0, 1
+
+        def initial(self, batch_size):
+            return Position(x=torch.zeros(batch_size, 1))
+
+        def prior(self, state, action, noise=None):
+            return Position(x=state.x + action)
+
+        def posterior(self, prior, embed, noise=None):
+            return Position(x=embed)
+
+        def features(self, state):
+            return state.x
+
+    class Nearness(nn.Module):
+        def forward(self, features):
+            return -(features[..., 0] - 2).square()
+
+    model = pl.WorldModel(nn.Identity(), Walk(), nn.Identity(), Nearness())
+    actions = torch.tensor([[1.0, 2.0], [1.0, 1.0]]).reshape(2, 1, 2, 1)
+    returns = pl.LatentDynamics(model).rollout(Position(x=torch.zeros(1, 1)), actions)
+    assert returns.tolist() == [[-1.0, -1.0]]  # 1, 2 and 2, 3: what is reached counts, not the start
+    planner = pl.CEMPlanner(pl.LatentDynamics(model), [-1.0], [1.0], horizon=3)
+    plan = planner(Position(x=torch.tensor([[0.0], [3.5]])), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plan.mean[:, :, 0].sum(0), torch.tensor([2.0, -1.5]), atol=0.02, rtol=0)
+    torch.testing.assert_close(plan.action, torch.tensor([[1.0], [-1.0]]), atol=0.02, rtol=0)
+
+
+def test_planning_with_a_learned_model_compiles_into_one_graph(model):
+    planner = pl.CEMPlanner(
+        pl.LatentDynamics(model), [-1.0, -0.5], [1.0, 0.5], horizon=H, num_candidates=20, num_elites=5, num_iterations=2
+    )
+    noise, given = normal(2, H, B, 20, A), normal(2, H, B, 20, model.cell.noise_dim, seed=1)
+
+    def plan(state):
+        return planner(state, noise=noise, dynamics_noise=given)
+
+    state = some_state(model.cell)
+    for one, other in zip(torch.compile(plan, fullgraph=True, backend="eager")(state), plan(state), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_wrong_actions_and_noise_are_named(rssm):
+    dynamics, state = pl.LatentDynamics(rssm), some_state(rssm.cell)
+    with pytest.raises(
+        ValueError, match=r"actions must be \[H, B, J, A\] with A=2 \(the cell's action_dim\), got \[3, 2, 5, 6\]"
+    ):
+        dynamics.rollout(state, torch.zeros(H, B, J, 6))
+    with pytest.raises(
+        ValueError, match=r"noise must be \[H, B, J, S\] with H=3, B=2, J=5, S=4 .*, got \[3, 2, 1, 4\]"
+    ):
+        dynamics.rollout(state, torch.zeros(H, B, J, A), torch.zeros(H, B, 1, 4))

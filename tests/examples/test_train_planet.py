@@ -12,11 +12,27 @@ import torch
 from planet_lib.training import load_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TINY = (
-    "--env gym:Pendulum-v1 --action-repeat 20 --seed-episodes 2 --num-episodes 2 --updates-per-episode 2 --batch-size 2 "
-    "--window 5 --eval-every 2 --eval-episodes 2 --horizon 2 --num-candidates 6 --num-elites 2 --num-iterations 2 "
-    "--deter-dim 8 --stoch-dim 4 --hidden-dim 8 --embed-dim 8 --depth 4"
-).split()
+TINY_SETTINGS = {
+    "env": "gym:Pendulum-v1",
+    "action-repeat": 20,
+    "seed-episodes": 2,
+    "num-episodes": 2,
+    "updates-per-episode": 2,
+    "eval-every": 2,
+    "eval-episodes": 2,
+    "batch-size": 2,
+    "window": 5,
+    "deter-dim": 8,
+    "stoch-dim": 4,
+    "hidden-dim": 8,
+    "embed-dim": 8,
+    "depth": 4,
+    "horizon": 2,
+    "num-candidates": 6,
+    "num-elites": 2,
+    "num-iterations": 2,
+}
+TINY = [text for name, value in TINY_SETTINGS.items() for text in (f"--{name}", str(value))]
 
 
 def load_example(name):

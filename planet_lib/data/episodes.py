@@ -8,7 +8,8 @@ The files are compressed: rendered frames shrink many times over, for millisecon
 collect.
 
 Source: google-research/planet, `tools/numpy_episodes.py`.
-Differences from the source: names that sort by collection order; files appear atomically; nothing is overwritten.
+Differences from the source: names that sort by collection order; files appear atomically; nothing is overwritten
+unasked.
 """
 
 import io
@@ -65,7 +66,9 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     folder.mkdir(parents=True, exist_ok=True)
     old = [path for present, path in _episode_paths(folder) if present == index]
     if old and not replace:
-        raise FileExistsError(f"index must be new, got {index}, which {old[0]} has; take the next free one")
+        raise FileExistsError(
+            f"index must be new, got {index}, which {old[0]} has; take the next free one or pass replace=True"
+        )
     final = folder / f"episode-{index:06d}-{len(episode.reward):04d}.npz"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     try:
@@ -73,10 +76,10 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
             np.savez_compressed(file, **episode._asdict())
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(final)
-        for path in old:
+        for path in old:  # first, so that a kill in between can't leave two files of one index
             if path != final:
                 path.unlink()
+        temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
     return final

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,10 +42,33 @@ def test_an_empty_directory_has_no_episodes_and_a_missing_one_is_an_error(tmp_pa
         load_episodes(tmp_path / "absent")
 
 
-def test_nothing_is_overwritten_even_by_an_episode_of_another_length(tmp_path, make_episode):
+def test_nothing_is_overwritten_unasked_even_by_an_episode_of_another_length(tmp_path, make_episode):
     path = save_episode(tmp_path, make_episode(1, 5), 7)
     with pytest.raises(FileExistsError, match=r"index must be new, got 7, which .*episode-000007-0005.npz has"):
         save_episode(tmp_path, make_episode(2, 6), 7)
+    assert_equal(make_episode(1, 5), load_episode(path))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("length", [5, 6])
+def test_an_episode_is_replaced_when_asked_and_its_neighbours_stay(tmp_path, make_episode, length):
+    for index in (6, 7, 8):
+        save_episode(tmp_path, make_episode(index, 5), index)
+    save_episode(tmp_path, make_episode(20, length), 7, replace=True)
+    assert [int(episode.obs[0, 0]) for episode in load_episodes(tmp_path)] == [6, 20, 8]
+    assert len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("owner", "name", "length"), [(os, "fsync", 6), (os, "fsync", 5), (Path, "replace", 5)])
+def test_a_replacement_that_fails_leaves_the_old_episode(tmp_path, make_episode, monkeypatch, owner, name, length):
+    path = save_episode(tmp_path, make_episode(1, 5), 7)
+
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_episode(tmp_path, make_episode(2, length), 7, replace=True)
     assert_equal(make_episode(1, 5), load_episode(path))
     assert os.listdir(tmp_path) == [path.name]
 

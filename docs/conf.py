@@ -26,7 +26,6 @@ extensions = [
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # docs/results may hold no experiment yet
 
 # Single backticks are code, as in the docstrings; planet_docs makes links of those that name something public.
 default_role = "code"
@@ -46,9 +45,10 @@ python_display_short_literal_types = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|numpy|gymnasium|collections|pathlib|typing|os|argparse)\..*"),
-    (r"py:.*", r"(Tensor|nn\.Module|Module|ndarray|Generator|device|dtype|Optimizer|PathLike|Path|Env|TextIO)"),
+    (r"py:.*", r"(Tensor|nn\.Module|Module|ndarray|Generator|device|dtype|Optimizer|PathLike|Path|Env|TextIO|Obs)"),
+    (r"py:.*", r"'.*'"),  # the values of a Literal
     # Type variables and private aliases: there is nothing to link to.
-    (r"py:.*", r"planet_lib\..*\.(S|Array|Frames|Bound|Obs|Quality)"),
+    (r"py:.*", r"planet_lib\..*\.(S|Array|Frames|Bound|Quality)"),
 ]
 
 html_theme = "furo"

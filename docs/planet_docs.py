@@ -69,7 +69,13 @@ class LinkCode(SphinxTransform):
             if full is None or _is_inside(literal, nodes.reference, nodes.title, addnodes.pending_xref):
                 continue
             target = addnodes.pending_xref(
-                "", refdomain="py", reftype="obj", reftarget=full, refexplicit=True, refwarn=True, refdoc=self.env.docname
+                "",
+                refdomain="py",
+                reftype="obj",
+                reftarget=full,
+                refexplicit=True,
+                refwarn=True,
+                refdoc=self.env.docname,
             )
             literal.replace_self(target)
             target += literal
@@ -96,7 +102,6 @@ def resolve_definition(app: Sphinx, env: Any, node: Any, contnode: nodes.Element
     return resolved
 
 
-_SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Examples|Attributes|Note):$")
 _EQUATION = re.compile(r"^[\w'\[\], |()+-]+ [=~] ")
 
 
@@ -116,26 +121,25 @@ def readable(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
     in_example = False
     for paragraph in filter(None, paragraphs):
         in_example = (in_example and paragraph[0].startswith(" ")) or paragraph[0].strip() in ("Example:", "Examples:")
-        if in_example or paragraph[0].startswith("    "):
-            result += paragraph if in_example else _layout(paragraph)
-        elif _EQUATION.match(paragraph[0]) and not paragraph[-1].endswith(".") and not _SECTION.match(paragraph[0]):
-            result += ["::", "", *(f"    {line}" for line in paragraph)]
+        if in_example:
+            result += paragraph
+        elif _EQUATION.match(paragraph[0]) and not paragraph[-1].endswith("."):
+            equations = [part.rstrip(";") for line in paragraph for part in line.replace("`", "").split(";  ")]
+            result += [".. code-block:: text", "", *(f"    {line}" for line in equations)]
         else:
             result += [_escape(line) for line in paragraph]
         result.append("")
+    if what in ("property", "attribute") and result:
+        result[0] = f": {result[0]}"  # or napoleon takes what stands before a colon for the type
     lines[:] = result
-
-
-def _layout(paragraph: list[str]) -> list[str]:
-    """A paragraph that is indented: an item of a section, or a drawing."""
-    return [_escape(line) for line in paragraph]
 
 
 def _escape(line: str) -> str:
     """Escape what is markup only by accident; leave code, emphasis and the names of `*args` alone."""
     if re.match(r"^\s*\*{1,2}\w+:", line):
         return line
-    parts = re.split(r"(`[^`]*`|\*\*[^*\s][^*]*\*\*|(?<![\w*])\*[^*\s]+\*(?![\w*]))", line)
+    line = re.sub(r"(?<=: )([A-Z])\.$", r"\1\\.", line)  # "action_dim: A." is no list that begins with A
+    parts = re.split(r"(`[^`]*`|\*\*[^*\s][^*]*\*\*|(?<![\w*])\*[^*\s](?:[^*]*[^*\s])?\*(?![\w*]))", line)
     for index in range(0, len(parts), 2):
         parts[index] = re.sub(r"([*|])", r"\\\1", parts[index])
         parts[index] = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", parts[index])
@@ -145,6 +149,13 @@ def _escape(line: str) -> str:
 def skip_fields(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
     """Leave out the fields of NamedTuples, whose own docstrings say only "Alias for field number 0"."""
     return True if type(thing).__name__ == "_tuplegetter" else None
+
+
+def hide_protocol_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Leave out the `(*args, **kwargs)` that a protocol seems to take: nobody calls one."""
+    return ("", "") if what == "class" and getattr(thing, "_is_protocol", False) else None
 
 
 class PresetTable(Directive):
@@ -198,5 +209,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("preset-table", PresetTable)
     app.connect("missing-reference", resolve_definition)
     app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """The DeepMind Control Suite as Gymnasium environments, with one persistent camera.
 
 It knows dm_control and how to tune its pictures; names, action repeat and value checks live elsewhere. Importing it
-imports dm_control, and so fixes the GL backend: call `planet_lib.envs.select_backend` first.
+imports dm_control, and so fixes how MuJoCo renders: `planet_lib.envs.select_backend` chooses just before.
 
 Source: dm_control.suite 1.0.50. Different from other wrappers: the task is seeded afresh at every reset; an end with
 discount 0 is a termination, any other a truncation; an axis without limits is not stretched to 1e10.
@@ -12,12 +12,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from dm_control import suite
-from dm_control.mujoco import engine
 from gymnasium import spaces
 
 from planet_lib.envs.images import Array
-from planet_lib.envs.rendering import Quality, close_at_exit, no_gl_message, tune
+from planet_lib.envs.rendering import Quality, close_at_exit, no_gl_message, select_backend, tune
+
+select_backend(required=False)
+
+from dm_control import suite  # noqa: E402 -- MuJoCo reads the choice when it is imported
+from dm_control.mujoco import engine  # noqa: E402 -- likewise
 
 # What dm_control gives as the bound of an actuator that has none.
 _UNLIMITED = 1e10

@@ -112,8 +112,7 @@ class StandardEnv(gymnasium.Wrapper[Array, Array, Any, Any], gymnasium.utils.Rec
             raise ValueError(f"action must be finite, got {values}")
         if np.abs(values).max(initial=0.0) > 1 + _TOLERANCE:
             raise ValueError(f"action must be within [-1, 1], got {values}; clip it first")
-        values = np.clip(values, -1, 1).reshape(self._box.shape)
-        command = (self._middle + self._half * values).astype(self._box.dtype)
+        command = (self._middle + self._half * values.reshape(self._box.shape)).astype(self._box.dtype)
         return np.clip(command, self._box.low, self._box.high)
 
 
@@ -172,7 +171,7 @@ def _state(env: gymnasium.Env[Any, Any]) -> tuple[spaces.Box, Callable[[Any], Ar
 
     def observe(observation: Any) -> Array:
         with np.errstate(over="ignore"):
-            vector = np.array(spaces.flatten(space, observation), np.float32)
+            vector = np.asarray(spaces.flatten(space, observation), np.float32)
         if vector.shape != (size,):
             raise ValueError(f"the environment's observation must flatten to [{size}], got {list(vector.shape)}")
         if not np.isfinite(vector).all():

@@ -62,9 +62,9 @@ class PlanningAgent:
     latent ~ posterior(latent, executed action, observation);  plan = planner(latent)
     action = clip(plan.action + exploration_std * noise, low, high), or plan.action where one does not explore
 
-    Where is_first holds, latent and executed action count as zero, so a row that begins an episode needs no other reset.
-    Runs without gradients. uint8 observations are images, and are dequantised anew at each call; floats are used as they
-    are. Observation and is_first may lie on any device; what comes back lies on the model's.
+    Where is_first holds, latent and executed action count as zero, so a row that begins an episode needs no other
+    reset. Runs without gradients. uint8 observations are images, and are dequantised anew at each call; floats are used
+    as they are. Observation and is_first may lie on any device; what comes back lies on the model's.
 
     Args:
         model: the `WorldModel`, used as it is at each call; not copied.

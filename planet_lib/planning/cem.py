@@ -169,16 +169,18 @@ class CEMPlanner:
             TypeError: a state without any tensor.
         """
         batch_size, like = _batch_of(state)
-        sizes = {"H": self.horizon, "B": batch_size, "J": self.num_candidates, "A": self.action_dim}
+        sizes = {"I": self.num_iterations, "H": self.horizon, "B": batch_size}
+        sizes |= {"J": self.num_candidates, "A": self.action_dim}
+        because = "the planner's settings and the rows of state"
         if noise is not None:
-            check_shape("noise", noise, "I H B J A", I=self.num_iterations, **sizes)
+            check_shape("noise", noise, "I H B J A", because=because, **sizes)
         if dynamics_noise is not None:
-            check_shape("dynamics_noise", dynamics_noise, "I H B J S", I=self.num_iterations, **sizes)
+            check_shape("dynamics_noise", dynamics_noise, "I H B J S", because=because, **sizes)
         shape = (self.horizon, batch_size, self.action_dim)
         if initial_mean is None:
             mean = _like(self._initial_mean, like).expand(shape)
         else:
-            check_shape("initial_mean", initial_mean, "H B A", **sizes)
+            check_shape("initial_mean", initial_mean, "H B A", because=because, **sizes)
             mean = self.clip(initial_mean.to(like))
         with torch.no_grad():
             plan = Plan(
@@ -231,13 +233,15 @@ def _box(low: Bound, high: Bound, action_dim: int | None) -> tuple[Tensor, Tenso
     if action_dim is not None:
         check_positive(action_dim=action_dim)
     # A copy, so that the caller's array can change without the box; 64 bits, so that the middle is exact.
-    lower, upper = (torch.as_tensor(bound).detach().to(torch.float64, copy=True) for bound in (low, high))
+    lower, upper = (torch.as_tensor(bound, dtype=torch.float64).detach().clone() for bound in (low, high))
     shapes = [list(bound.shape) for bound in (lower, upper)]
     if lower.ndim > 1 or upper.ndim > 1:
         raise ValueError(f"low and high must be numbers or [A], got {shapes[0]} and {shapes[1]}")
-    sizes = [shape[0] for shape in shapes if shape] or [action_dim]
-    if sizes[0] is None:
-        raise ValueError("action_dim must be given where low and high are both single numbers, got None")
+    sizes = [shape[0] for shape in shapes if shape]
+    if not sizes:
+        if action_dim is None:
+            raise ValueError("action_dim must be given where low and high are both single numbers, got None")
+        sizes = [action_dim]
     if sizes[0] == 0:
         raise ValueError(f"low and high must have at least one dimension, got {shapes[0]} and {shapes[1]}")
     if sizes[-1] != sizes[0]:

@@ -192,7 +192,7 @@ def test_renderers_of_one_process_leave_each_others_frames_alone(gl, make):
     names = ["dmc:cartpole-balance", "gym:InvertedPendulum-v5", "dmc:quadruped-escape"]
     envs = {name: make(name) for name in names}
     frames = {name: env.reset(seed=1)[0] for name, env in envs.items()}
-    for name in [*names, *reversed(names)]:
+    for name in [names[0], names[1], names[0], names[2], names[1], names[2]]:
         assert np.array_equal(envs[name].reset(seed=1)[0], frames[name])
     make("gym:InvertedPendulum-v5").close()
     for name in names:
@@ -200,6 +200,14 @@ def test_renderers_of_one_process_leave_each_others_frames_alone(gl, make):
     for gone, left in itertools.pairwise(names):
         envs[gone].close()
         assert np.array_equal(envs[left].reset(seed=1)[0], frames[left])
+
+
+def test_closing_takes_nothing_from_another_renderer(gl, make):
+    gone, left = make_env("dmc:cartpole-balance"), make("gym:InvertedPendulum-v5")
+    gone.reset(seed=1)
+    frame = left.reset(seed=1)[0]
+    gone.close()
+    assert np.array_equal(left.reset(seed=1)[0], frame)
 
 
 def test_a_closed_environment_can_be_closed_again(gl):

@@ -1,3 +1,5 @@
+import gc
+
 import gymnasium
 import numpy as np
 import pytest
@@ -83,6 +85,18 @@ def test_a_specification_can_be_made_again():
     again = env.spec.make()
     assert again.get_wrapper_attr("action_repeat") == 3
     assert np.array_equal(again.reset(seed=1)[0], env.reset(seed=1)[0])
+
+
+def test_a_closed_environment_takes_nothing_from_another_one(gl):
+    left, gone = (make_env("gym:InvertedPendulum-v5") for _ in range(2))
+    gone.reset(seed=1)
+    frame = left.reset(seed=1)[0]
+    gone.close()
+    left.render()
+    del gone
+    gc.collect()
+    assert np.array_equal(left.reset(seed=1)[0], frame)
+    left.close()
 
 
 def test_a_viewer_that_fails_says_what_to_install(gl, monkeypatch):

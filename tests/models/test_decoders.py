@@ -62,6 +62,11 @@ def test_the_deconvolutions_are_the_papers_at_64_pixels() -> None:
     assert tuple(decoder.seed.weight.shape) == (1024, 230)
 
 
+def test_channels_halve_from_at_most_eight_times_the_depth() -> None:
+    layers = Decoder(4, (1, 270, 270), depth=3).network.layers
+    assert [layer.out_channels for layer in layers] == [24, 24, 12, 6, 3, 1]
+
+
 def test_a_vector_is_decoded_by_three_layers() -> None:
     torch.manual_seed(0)
     decoder = Decoder(6, (4,), hidden_dim=9).double()

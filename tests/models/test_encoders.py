@@ -80,6 +80,10 @@ def test_the_convolutions_are_the_papers_at_64_pixels() -> None:
     assert conv_sizes(64, 64) == [(64, 64), (31, 31), (14, 14), (6, 6), (2, 2)]
 
 
+def test_channels_double_up_to_eight_times_the_depth() -> None:
+    assert [conv.out_channels for conv in ConvEncoder((1, 260, 140), depth=3).convs] == [3, 6, 12, 24, 24]
+
+
 @FAST
 @given(st.integers(6, 200), st.integers(6, 200))
 def test_layers_are_added_as_long_as_two_pixels_stay(height: int, width: int) -> None:

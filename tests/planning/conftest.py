@@ -9,7 +9,7 @@ CELLS = {"rssm": pl.RSSMCell, "ssm": pl.SSMCell, "rnn": pl.RNNCell}
 
 @pytest.fixture(params=sorted(CELLS))
 def model(request) -> pl.WorldModel:
-    """A small world model of vectors of 5 in float64, for each kind of cell, whose weights are large enough to matter."""
+    """A small world model in float64, of vectors of 5, for each kind of cell; its weights matter."""
     return make_model(CELLS[request.param])
 
 

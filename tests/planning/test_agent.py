@@ -10,7 +10,7 @@ import planet_lib as pl
 from planet_lib.data.collect import run_episode
 from planet_lib.planning import AgentNoise, AgentState, PlanningAgent
 
-I, H, B, J, A = 2, 3, 3, 12, 2
+ITERATIONS, H, B, J, A = 2, 3, 3, 12, 2
 
 
 def normal(*shape, seed=0) -> Tensor:
@@ -19,7 +19,13 @@ def normal(*shape, seed=0) -> Tensor:
 
 def make_agent(model, dynamics=None, low=(-1.0, -1.0), high=(1.0, 1.0), **settings) -> PlanningAgent:
     planner = pl.CEMPlanner(
-        dynamics or pl.LatentDynamics(model), low, high, horizon=H, num_candidates=J, num_elites=4, num_iterations=I
+        dynamics or pl.LatentDynamics(model),
+        low,
+        high,
+        horizon=H,
+        num_candidates=J,
+        num_elites=4,
+        num_iterations=ITERATIONS,
     )
     return PlanningAgent(model, planner, **settings)
 
@@ -29,8 +35,8 @@ def make_noise(model, batch_size=B, seed=0) -> AgentNoise:
     return AgentNoise(
         prior=normal(batch_size, dim, seed=seed),
         posterior=normal(batch_size, dim, seed=seed + 1),
-        candidates=normal(I, H, batch_size, J, A, seed=seed + 2),
-        dynamics=normal(I, H, batch_size, J, dim, seed=seed + 3),
+        candidates=normal(ITERATIONS, H, batch_size, J, A, seed=seed + 2),
+        dynamics=normal(ITERATIONS, H, batch_size, J, dim, seed=seed + 3),
         exploration=normal(batch_size, A, seed=seed + 4),
     )
 
@@ -81,9 +87,19 @@ def test_a_row_that_begins_an_episode_acts_as_a_fresh_agent_does(model):
     torch.testing.assert_close(action[middle], fresh_action)
     torch.testing.assert_close(plan.mean[:, middle], fresh_plan.mean)
     torch.testing.assert_close(model.cell.features(after.latent)[middle], model.cell.features(fresh_state.latent))
-    going_on, _, _ = agent(obs[1], first(0, 0, 0), state, explore=True, noise=noise)
+    going_on, other, _ = agent(obs[1], first(0, 0, 0), state, explore=True, noise=noise)
     assert torch.equal(going_on[[0, 2]], action[[0, 2]])
-    assert not torch.allclose(going_on[1], action[1])
+    assert not torch.allclose(other.latent.stoch[1], after.latent.stoch[1])
+
+
+def test_the_prior_is_drawn_from_its_own_noise(rssm, monkeypatch):
+    noise, given = make_noise(rssm), []
+    prior = rssm.cell.prior
+    monkeypatch.setattr(
+        rssm.cell, "prior", lambda state, action, noise=None: given.append(noise) or prior(state, action, noise)
+    )
+    make_agent(rssm)(normal(B, 5), first(1, 1, 1), None, explore=True, noise=noise)
+    assert torch.equal(given[0], noise.prior)
 
 
 def test_without_exploration_the_plan_is_executed(rssm):

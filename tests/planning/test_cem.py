@@ -11,7 +11,7 @@ from torch import Tensor
 
 from planet_lib.planning import CEMPlanner
 
-I, H, B, J, K, A = 3, 4, 3, 40, 8, 2
+ITERATIONS, H, B, J, K, A = 3, 4, 3, 40, 8, 2
 
 
 class Target:
@@ -48,7 +48,14 @@ def normal(*shape, seed=0) -> Tensor:
 
 
 def small(dynamics=None, low=-1.0, high=1.0, **settings) -> CEMPlanner:
-    settings = {"action_dim": A, "horizon": H, "num_candidates": J, "num_elites": K, "num_iterations": I, **settings}
+    settings = {
+        "action_dim": A,
+        "horizon": H,
+        "num_candidates": J,
+        "num_elites": K,
+        "num_iterations": ITERATIONS,
+        **settings,
+    }
     return CEMPlanner(dynamics or Target(), low, high, **settings)
 
 
@@ -102,10 +109,10 @@ def test_one_iteration_agrees_with_a_refit_by_hand():
 
 
 def test_the_first_candidates_on_the_unit_box_are_the_noise_clipped():
-    dynamics, noise = Recorded(), normal(I, H, B, J, A)
+    dynamics, noise = Recorded(), normal(ITERATIONS, H, B, J, A)
     small(dynamics)(torch.zeros(B, A, dtype=torch.float64), noise=noise)
     assert torch.equal(dynamics.tried[0], noise[0].clamp(-1, 1))
-    assert len(dynamics.tried) == I
+    assert len(dynamics.tried) == ITERATIONS
 
 
 def test_the_first_candidates_of_an_unbounded_dimension_start_near_zero_with_unit_std():
@@ -127,6 +134,8 @@ def test_a_search_can_start_from_an_earlier_plan():
     start = torch.linspace(-0.5, 2.0, H * B * A).reshape(H, B, A)
     small(dynamics, num_iterations=1)(torch.zeros(B, A), initial_mean=start, noise=noise)
     assert torch.equal(dynamics.tried[0], start.clamp(-1, 1).unsqueeze(2).expand(H, B, J, A))
+    hopeless = small(Changed(lambda returns, _: returns * math.nan))(torch.zeros(B, A), initial_mean=start)
+    assert torch.equal(hopeless.mean, start.clamp(-1, 1))
 
 
 # Laws
@@ -135,8 +144,8 @@ def test_a_search_can_start_from_an_earlier_plan():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), row=st.integers(0, B - 1))
 def test_the_plan_of_an_environment_depends_on_that_environment_alone(seed, row):
-    state, noise = normal(B, A, seed=seed), normal(I, H, B, J, A, seed=seed + 1)
-    dynamics_noise = normal(I, H, B, J, 1, seed=seed + 2)
+    state, noise = normal(B, A, seed=seed), normal(ITERATIONS, H, B, J, A, seed=seed + 1)
+    dynamics_noise = normal(ITERATIONS, H, B, J, 1, seed=seed + 2)
     together = small()(state, noise=noise, dynamics_noise=dynamics_noise)
     one = slice(row, row + 1)
     alone = small()(state[one], noise=noise[:, :, one], dynamics_noise=dynamics_noise[:, :, one])
@@ -155,8 +164,8 @@ def test_the_plan_of_an_environment_depends_on_that_environment_alone(seed, row)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_the_order_of_the_candidates_does_not_matter(seed):
-    state, noise = normal(B, A, seed=seed), normal(I, H, B, J, A, seed=seed + 1)
-    dynamics_noise = normal(I, H, B, J, 1, seed=seed + 2)
+    state, noise = normal(B, A, seed=seed), normal(ITERATIONS, H, B, J, A, seed=seed + 1)
+    dynamics_noise = normal(ITERATIONS, H, B, J, 1, seed=seed + 2)
     order = torch.randperm(J, generator=generator(seed))
     same_plan(
         small()(state, noise=noise[:, :, :, order], dynamics_noise=dynamics_noise[:, :, :, order]),
@@ -167,7 +176,7 @@ def test_the_order_of_the_candidates_does_not_matter(seed):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), constant=st.sampled_from([-1000.0, -1.0, 0.5, 1000.0]))
 def test_a_constant_added_to_every_return_changes_only_the_value(seed, constant):
-    state, noise = normal(B, A, seed=seed), normal(I, H, B, J, A, seed=seed + 1)
+    state, noise = normal(B, A, seed=seed), normal(ITERATIONS, H, B, J, A, seed=seed + 1)
     plan = small()(state, noise=noise)
     moved = small(Changed(lambda returns, _: returns + constant))(state, noise=noise)
     same_plan(moved._replace(value=moved.value - constant), plan)
@@ -184,11 +193,18 @@ def test_no_action_is_ever_outside_its_own_bounds(seed, low, width, large):
     high = [a + b for a, b in zip(low, width, strict=True)]
     dynamics = Recorded()
     state = normal(B, A, seed=seed).float() * large
-    plan = small(dynamics, low, high)(state, noise=normal(I, H, B, J, A, seed=seed).float() * large)
+    plan = small(dynamics, low, high)(state, noise=normal(ITERATIONS, H, B, J, A, seed=seed).float() * large)
     lower, upper = torch.tensor(low), torch.tensor(high)
     for actions in (*dynamics.tried, plan.mean, plan.action):
         assert bool(((actions >= lower) & (actions <= upper)).all())
     assert torch.equal(plan.action, plan.mean[0])
+
+
+@pytest.mark.parametrize("elites", range(1, J + 1))
+def test_a_mean_of_actions_on_the_boundary_is_not_rounded_beyond_it(elites):
+    noise = torch.full((1, H, 1, J, A), 9.0)
+    plan = small(None, [-1.3, -0.7], [0.1, 0.3], num_elites=elites, num_iterations=1)(torch.zeros(1, A), noise=noise)
+    assert torch.equal(plan.mean, torch.tensor([0.1, 0.3]).expand(H, 1, A))
 
 
 # Returns that are not numbers
@@ -196,7 +212,7 @@ def test_no_action_is_ever_outside_its_own_bounds(seed, low, width, large):
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
 def test_a_return_that_is_not_finite_is_never_elite(bad):
-    state, noise = normal(B, A), normal(I, H, B, J, A, seed=1)
+    state, noise = normal(B, A), normal(ITERATIONS, H, B, J, A, seed=1)
     # Worst where the first action is positive: the elites must all have it negative, as if the others scored -1e9.
     spoilt = Changed(lambda returns, actions: returns.where(actions[0, ..., 0] < 0, bad))
     worst = Changed(lambda returns, actions: returns.where(actions[0, ..., 0] < 0, -1e9))
@@ -222,7 +238,7 @@ def test_where_fewer_than_num_elites_returns_are_finite_those_alone_count(bad):
 
 def test_a_row_without_any_finite_return_is_invalid_and_leaves_the_others_alone():
     bad_row = torch.tensor([False, True, False])[:, None]
-    state, noise = normal(B, A), normal(I, H, B, J, A, seed=1)
+    state, noise = normal(B, A), normal(ITERATIONS, H, B, J, A, seed=1)
     plan = small(Changed(lambda returns, _: returns.masked_fill(bad_row, math.nan)), [-1.0, 0.0], [1.0, 4.0])(
         state, noise=noise
     )
@@ -241,10 +257,10 @@ def test_an_iteration_without_any_finite_return_is_as_if_it_had_not_been():
         def rollout(self, state, actions, noise=None):
             self.calls += 1
             returns = super().rollout(state, actions, noise)
-            return returns * math.nan if self.calls == I else returns
+            return returns * math.nan if self.calls == ITERATIONS else returns
 
-    state, noise = normal(B, A), normal(I, H, B, J, A, seed=1)
-    same_plan(small(Flaky())(state, noise=noise), small(num_iterations=I - 1)(state, noise=noise[:-1]))
+    state, noise = normal(B, A), normal(ITERATIONS, H, B, J, A, seed=1)
+    same_plan(small(Flaky())(state, noise=noise), small(num_iterations=ITERATIONS - 1)(state, noise=noise[:-1]))
 
 
 # States, devices, noise
@@ -270,7 +286,7 @@ def test_the_dtype_follows_the_state(dtype):
 
 
 def test_each_iteration_gets_its_own_slice_of_the_dynamics_noise():
-    given = normal(I, H, B, J, 5)
+    given = normal(ITERATIONS, H, B, J, 5)
     seen = []
 
     class Noisy(Target):
@@ -300,10 +316,11 @@ def test_bounds_may_be_arrays_tensors_or_a_mixture_and_are_copied():
     assert planner.high.tolist() == [2.0, 2.0]
     assert planner.clip(torch.tensor([[-3.0, 3.0]])).tolist() == [[-1.0, 2.0]]
     assert small(None, torch.tensor([-1, -2]), torch.tensor([1.0, 2.0])).action_dim == 2
+    assert small(None, [0.1, -0.3], 0.7).low.tolist() == [0.1, -0.3]  # not their nearest float32
 
 
 def test_it_compiles_into_one_graph_and_plans_the_same():
-    state, noise = normal(B, A), normal(I, H, B, J, A, seed=1)
+    state, noise = normal(B, A), normal(ITERATIONS, H, B, J, A, seed=1)
     planner = small(Changed(lambda returns, actions: returns.where(actions[0, ..., 0] < 0, math.nan)), min_std=1e-3)
 
     def plan(state, noise):
@@ -345,12 +362,18 @@ def test_a_wrong_setting_is_named(settings, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"noise": torch.zeros(I, H, B, J, 5)}, r"noise must be \[I, H, B, J, A\] with .*A=2, got \[3, 4, 3, 40, 5\]"),
         (
-            {"dynamics_noise": torch.zeros(I, H, 1, J, 5)},
+            {"noise": torch.zeros(ITERATIONS, H, B, J, 5)},
+            r"noise must be \[I, H, B, J, A\] with .*A=2 .*, got \[3, 4, 3, 40, 5\]",
+        ),
+        (
+            {"dynamics_noise": torch.zeros(ITERATIONS, H, 1, J, 5)},
             r"dynamics_noise must be \[I, H, B, J, S\] with .*, got \[3, 4, 1,",
         ),
-        ({"initial_mean": torch.zeros(H, A)}, r"initial_mean must be \[H, B, A\] with H=4, B=3, A=2, got \[4, 2\]"),
+        (
+            {"initial_mean": torch.zeros(H, A)},
+            r"initial_mean must be \[H, B, A\] with H=4, B=3, A=2 \(.*\), got \[4, 2\]",
+        ),
     ],
 )
 def test_a_wrong_shape_is_named(arguments, message):

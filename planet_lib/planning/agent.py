@@ -164,7 +164,8 @@ class PlanningAgent:
         if explore:
             draw = torch.randn_like(action) if noise.exploration is None else noise.exploration
             action = self.planner.clip(action + self.exploration_std * draw)
-        return action, AgentState(latent=latent, action=action), plan
+        # A copy: an environment that writes into the action must not change what is remembered.
+        return action, AgentState(latent=latent, action=action.clone()), plan
 
     def policy(self, *, explore: bool) -> Callable[[Tensor, Tensor, AgentState | None], tuple[Tensor, AgentState]]:
         """Return this agent as `policy(obs, is_first, state) -> (action, state)`, the form that collection takes."""

@@ -116,6 +116,14 @@ def test_exploration_stays_within_the_planners_box_and_is_what_is_remembered(rss
     assert torch.equal(state.action, action)
 
 
+@pytest.mark.parametrize("explore", [True, False])
+def test_writing_into_the_action_does_not_change_what_is_remembered(rssm, explore):
+    action, state, _ = make_agent(rssm)(normal(B, 5), first(1, 1, 1), None, explore=explore)
+    executed = action.clone()
+    action.zero_()
+    assert torch.equal(state.action, executed)
+
+
 def test_exploration_has_the_given_deviation(rssm):
     agent = make_agent(rssm, low=(-9.0, -9.0), high=(9.0, 9.0), exploration_std=0.3)
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -83,8 +84,8 @@ class Decoder(nn.Module):
 class PatchDecoder(nn.Module):
     """Predict an image patch by patch: the mirror of `PatchEncoder`, all matrix products.
 
-    hidden = relu(W_1 features + b_1) is cut into one piece per patch, and each patch = W_3 relu(W_2 piece + b_2) + b_3
-    by the same weights.
+    hidden = elu(W_1 features + b_1);  piece_p = elu(W_2p hidden + b_2p), one for each patch;
+    patch_p = W_4 elu(W_3 piece_p + b_3) + b_4, by the same weights for all patches.
 
     Shapes: features [..., F] -> [..., C, Y, X].
 
@@ -94,6 +95,7 @@ class PatchDecoder(nn.Module):
         patch: side of a patch in pixels.
         patch_dim: numbers from which a patch is drawn.
         hidden_dim: size of the layer between features and patches.
+        draw_dim: size of the hidden layer that draws a patch. Without it thin lines at an angle stay blurred.
 
     Raises:
         ValueError: image_shape is not divisible by patch; features do not end in F when called.
@@ -113,9 +115,12 @@ class PatchDecoder(nn.Module):
         patch: int = 8,
         patch_dim: int = 32,
         hidden_dim: int = 256,
+        draw_dim: int = 128,
     ) -> None:
         super().__init__()
-        check_positive(feature_dim=feature_dim, patch=patch, patch_dim=patch_dim, hidden_dim=hidden_dim)
+        check_positive(
+            feature_dim=feature_dim, patch=patch, patch_dim=patch_dim, hidden_dim=hidden_dim, draw_dim=draw_dim
+        )
         self.feature_dim = feature_dim
         self.obs_shape = check_image_shape("image_shape", image_shape)
         self.patch = check_patch(self.obs_shape, patch)
@@ -124,15 +129,17 @@ class PatchDecoder(nn.Module):
         self.rows, self.columns = height // patch, width // patch
         self.hidden = nn.Linear(feature_dim, hidden_dim)
         self.spread = nn.Linear(hidden_dim, self.rows * self.columns * patch_dim)
-        self.draw = nn.Linear(patch_dim, channels * patch * patch)
+        self.sketch = nn.Linear(patch_dim, draw_dim)
+        self.draw = nn.Linear(draw_dim, channels * patch * patch)
 
     def forward(self, features: Tensor) -> Tensor:
         """Predict images [..., C, Y, X] from features [..., F]."""
         check_last("features", features, self.feature_dim, because="the decoder's feature_dim")
         flat = features.reshape(-1, self.feature_dim)
-        pieces = torch.relu(self.spread(torch.relu(self.hidden(flat)))).reshape(len(flat), -1, self.patch_dim)
+        pieces = F.elu(self.spread(F.elu(self.hidden(flat)))).reshape(len(flat), -1, self.patch_dim)
+        patches = self.draw(F.elu(self.sketch(pieces)))
         image: Tensor = rearrange(
-            self.draw(pieces), "n (y x) (c p q) -> n c (y p) (x q)", y=self.rows, p=self.patch, q=self.patch
+            patches, "n (y x) (c p q) -> n c (y p) (x q)", y=self.rows, p=self.patch, q=self.patch
         )
         return image.reshape(*features.shape[:-1], *self.obs_shape)
 

@@ -8,6 +8,7 @@ stem as a cheap alternative for machines without a GPU.
 import itertools
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -80,7 +81,7 @@ class ConvEncoder(nn.Module):
 class PatchEncoder(nn.Module):
     """Image encoder that cuts the image into square patches and maps each by the same small network.
 
-    embed = relu(W_2 concat_p relu(W_1 patch_p + b_1) + b_2). All of it is matrix products, so on a CPU it costs about a
+    embed = elu(W_2 concat_p elu(W_1 patch_p + b_1) + b_2). All of it is matrix products, so on a CPU it costs about a
     tenth of the convolutions; in exchange a patch does not see its neighbours before the last layer.
 
     Shapes: images [..., C, Y, X] float in [-0.5, 0.5] -> [..., E] with E = embed_dim.
@@ -118,8 +119,8 @@ class PatchEncoder(nn.Module):
         """Embed images [..., C, Y, X] as [..., E]."""
         flat = flatten_images(images, self.image_shape)
         patches = rearrange(flat, "n c (y p) (x q) -> n (y x) (c p q)", p=self.patch, q=self.patch)
-        hidden = torch.relu(self.stem(patches))
-        embed = torch.relu(self.project(hidden.flatten(1)))
+        hidden = F.elu(self.stem(patches))
+        embed = F.elu(self.project(hidden.flatten(1)))
         return embed.reshape(*images.shape[:-3], self.embed_dim)
 
 

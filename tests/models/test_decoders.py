@@ -94,8 +94,8 @@ def test_patches_that_were_cut_are_put_back_where_they_were(shape: tuple[int, in
     numbers = shape[0] * 16
     size = shape[0] * shape[1] * shape[2]
     encoder = PatchEncoder(shape, patch=4, patch_dim=numbers, embed_dim=size)
-    decoder = PatchDecoder(size, shape, patch=4, patch_dim=numbers, hidden_dim=size)
-    for layer in (encoder.stem, encoder.project, decoder.hidden, decoder.spread, decoder.draw):
+    decoder = PatchDecoder(size, shape, patch=4, patch_dim=numbers, hidden_dim=size, draw_dim=numbers)
+    for layer in (encoder.stem, encoder.project, decoder.hidden, decoder.spread, decoder.sketch, decoder.draw):
         set_identity(layer)
     images = torch.rand(3, 2, *shape)
     assert torch.equal(decoder(encoder(images)), images)
@@ -104,8 +104,8 @@ def test_patches_that_were_cut_are_put_back_where_they_were(shape: tuple[int, in
 def test_one_number_draws_one_pixel_of_one_patch() -> None:
     channels, height, width, patch = 2, 4, 6, 2
     size = channels * height * width
-    decoder = PatchDecoder(size, (channels, height, width), patch=patch, patch_dim=8, hidden_dim=size)
-    for layer in (decoder.hidden, decoder.spread, decoder.draw):
+    decoder = PatchDecoder(size, (channels, height, width), patch=patch, patch_dim=8, hidden_dim=size, draw_dim=8)
+    for layer in (decoder.hidden, decoder.spread, decoder.sketch, decoder.draw):
         set_identity(layer)
     images = decoder(torch.eye(size))
     for number, image in enumerate(images):
@@ -116,17 +116,22 @@ def test_one_number_draws_one_pixel_of_one_patch() -> None:
         assert torch.equal(image, expected)
 
 
+def elu_by_hand(value: torch.Tensor) -> torch.Tensor:
+    return torch.where(value > 0, value, value.exp() - 1)
+
+
 def test_the_patch_network_by_hand() -> None:
     torch.manual_seed(0)
-    decoder = PatchDecoder(6, (3, 16, 24), patch_dim=5, hidden_dim=9).double()
+    decoder = PatchDecoder(6, (3, 16, 24), patch_dim=5, hidden_dim=9, draw_dim=7).double()
     features = torch.randn(4, 6, dtype=torch.float64)
-    hidden = F.linear(features, decoder.hidden.weight, decoder.hidden.bias).clamp(min=0)
-    pieces = F.linear(hidden, decoder.spread.weight, decoder.spread.bias).clamp(min=0)
+    hidden = elu_by_hand(F.linear(features, decoder.hidden.weight, decoder.hidden.bias))
+    pieces = elu_by_hand(F.linear(hidden, decoder.spread.weight, decoder.spread.bias))
     images = decoder(features)
     for index in range(6):
         row, column = divmod(index, 3)
         piece = pieces[:, 5 * index : 5 * index + 5]
-        drawn = F.linear(piece, decoder.draw.weight, decoder.draw.bias).reshape(4, 3, 8, 8)
+        sketch = elu_by_hand(F.linear(piece, decoder.sketch.weight, decoder.sketch.bias))
+        drawn = F.linear(sketch, decoder.draw.weight, decoder.draw.bias).reshape(4, 3, 8, 8)
         torch.testing.assert_close(images[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8], drawn)
 
 
@@ -169,7 +174,7 @@ def test_wrong_settings_are_named() -> None:
     for name in ("feature_dim", "depth", "seed_dim", "hidden_dim", "num_layers"):
         with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
             Decoder(**{"feature_dim": 6, "obs_shape": (3, 64, 64), name: 0})
-    for name in ("feature_dim", "patch", "patch_dim", "hidden_dim"):
+    for name in ("feature_dim", "patch", "patch_dim", "hidden_dim", "draw_dim"):
         with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
             PatchDecoder(**{"feature_dim": 6, "image_shape": (3, 64, 64), name: 0})
     with pytest.raises(ValueError, match=r"image_shape must be \(C, Y, X\), three positive sizes"):
@@ -179,3 +184,8 @@ def test_wrong_settings_are_named() -> None:
     for name in ("feature_dim", "hidden_dim", "num_hidden"):
         with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
             RewardHead(**{"feature_dim": 6, name: 0})
+
+
+@pytest.mark.parametrize("part", [Decoder(4, (3, 16, 8), depth=2), PatchDecoder(4, (3, 16, 8)), Decoder(4, (3,))])
+def test_no_features_give_no_observations(part: Decoder | PatchDecoder) -> None:
+    assert part(torch.zeros(2, 0, 4)).shape == (2, 0, *part.obs_shape)

@@ -125,10 +125,11 @@ def test_the_patch_network_by_hand() -> None:
     image = torch.rand(3, 16, 24, dtype=torch.float64) - 0.5
     stem, project = encoder.stem, encoder.project
     pieces = [
-        F.linear(torch.tensor(numbers, dtype=torch.float64), stem.weight, stem.bias).clamp(min=0)
+        F.elu(F.linear(torch.tensor(numbers, dtype=torch.float64), stem.weight, stem.bias))
         for numbers in patches_by_hand(image.numpy(), 8)
     ]
-    expected = F.linear(torch.cat(pieces), project.weight, project.bias).clamp(min=0)
+    expected = F.linear(torch.cat(pieces), project.weight, project.bias)
+    expected = torch.where(expected > 0, expected, expected.exp() - 1)
     torch.testing.assert_close(encoder(image[None])[0], expected)
 
 
@@ -189,3 +190,10 @@ def test_a_wrong_vector_is_named() -> None:
         VectorEncoder(3)(torch.zeros(2, 4))
     with pytest.raises(TypeError, match=r"obs must be a tensor \[\.\.\., 3\], got ndarray"):
         VectorEncoder(3)(np.zeros((2, 3)))
+
+
+def test_observations_that_are_no_float_tensors_are_named() -> None:
+    with pytest.raises(TypeError, match="images must be a tensor of floats, got ndarray"):
+        ConvEncoder((3, 16, 16), depth=1)(torch.zeros(1, 3, 16, 16).numpy())
+    with pytest.raises(TypeError, match=r"obs must be floats, got torch.int64; convert it with obs.float\(\)"):
+        VectorEncoder(3)(torch.zeros(2, 3, dtype=torch.int64))

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: train test env lint types docs tests clean
+.PHONY: help train test env lint types docs tests clean
 .DEFAULT_GOAL := help
 
 help:

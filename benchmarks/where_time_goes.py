@@ -1,4 +1,4 @@
-"""Where do the milliseconds of a run go? One frame, one update and one plan, for a preset, on this machine.
+"""Where do the milliseconds of a run go? Frames of each quality, one update and one plan, for a preset, here.
 
     python benchmarks/where_time_goes.py --preset cpu --threads 2
 
@@ -6,10 +6,12 @@ Prints the median and the range over --repeats calls, each after a warm-up and a
 """
 
 import argparse
+import functools
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,8 +33,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     preset, device = PRESETS[args.preset], torch.device(args.device)
-    env = make_env(args.env, image_size=(preset.image_size, preset.image_size))
-    env.reset(seed=0)
+    size = (preset.image_size, preset.image_size)
+    qualities: tuple[Literal["tuned", "fast", "suite"], ...] = ("tuned", "fast", "suite")
+    envs = {quality: make_env(args.env, image_size=size, quality=quality) for quality in qualities}
+    for env in envs.values():
+        env.reset(seed=0)
+    env = envs["tuned"]
     obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
     model = build_model(preset, "rssm", obs_shape, action_dim).to(device)
     agent = build_agent(preset, model)
@@ -40,13 +46,17 @@ def main() -> None:
     batch = random_batch(preset.window, preset.batch_size, obs_shape, action_dim)
     frame, first = torch.zeros(1, *obs_shape, dtype=torch.uint8), torch.ones(1, dtype=torch.bool)
     jobs: dict[str, Callable[[], object]] = {
-        f"env step and frame (action repeat {env.action_repeat})": lambda: env.step(np.zeros(action_dim, np.float32)),
+        f"env step and frame, quality {quality}": functools.partial(each.step, np.zeros(action_dim, np.float32))
+        for quality, each in envs.items()
+    }
+    jobs |= {
         f"update (T={preset.window}, B={preset.batch_size})": lambda: update(model, optimizer, batch, free_nats=0.0),
         f"filter and plan (I={preset.num_iterations}, J={preset.num_candidates})": lambda: agent(
             frame, first, None, explore=True
         ),
     }
-    print(f"preset {args.preset}, {args.env}, {device}, {args.threads} threads, {platform.machine()}")
+    print(f"preset {args.preset}, {args.env} (action repeat {env.action_repeat})")
+    print(f"{device}, {args.threads} threads, {platform.machine()}")
     print(f"torch {torch.__version__}, planet_lib {pl.__version__}; milliseconds, median [range] of {args.repeats}")
     for name, job in jobs.items():
         times = measure(job, args.repeats, device)

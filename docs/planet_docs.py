@@ -22,6 +22,7 @@ EXTRA = (
     "planet_lib.training.presets.Preset",
     "planet_lib.training.presets.build_agent",
     "planet_lib.training.presets.build_model",
+    "planet_lib.training.presets.get_preset",
     "planet_lib.training.progress.PhaseBar",
     "planet_lib.models.gaussian.kl_divergence",
     "planet_lib.models.gaussian.log_density",

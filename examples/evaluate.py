@@ -16,7 +16,16 @@ import torch
 
 from planet_lib.data import run_episode
 from planet_lib.envs import make_env
-from planet_lib.training import Progress, RunDirectory, load_checkpoint, reconstruct, reconstruction_video
+from planet_lib.training import (
+    Progress,
+    RunDirectory,
+    check_extras,
+    check_settings,
+    choose_device,
+    load_checkpoint,
+    reconstruct,
+    reconstruction_video,
+)
 from planet_lib.training.presets import Preset, build_agent, build_model
 
 
@@ -33,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         evaluate(args)
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        sys.exit(f"evaluate.py: {error}")
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
+        sys.exit(f"evaluate.py: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("evaluate.py: stopped")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -42,15 +53,24 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     run = RunDirectory.open(args.run)
-    saved = load_checkpoint(run.checkpoint_path)
+    saved = load_checkpoint(run.checkpoint_path, required=("settings", "done", "model"))
     settings = saved["settings"]
-    preset = Preset(**{item.name: settings[item.name] for item in dataclasses.fields(Preset)})
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    names = [item.name for item in dataclasses.fields(Preset)]
+    missing = [name for name in ("env", "obs", "cell", *names) if name not in settings]
+    if missing:
+        raise ValueError(f"{run.checkpoint_path} is of another version, its settings lack {', '.join(missing)}")
+    if args.video and settings["obs"] != "pixels":
+        raise ValueError("--video needs a run from pixels, got one from state")
+    check_settings({"seed": args.seed})
+    check_extras(pixels=args.video)
+    preset = Preset(**{name: settings[name] for name in names})
+    device = choose_device(args.device)
     torch.manual_seed(args.seed)
     env = make_env(
         settings["env"],
         obs=settings["obs"],
         image_size=(preset.image_size, preset.image_size),
+        camera=preset.camera or None,
         action_repeat=preset.action_repeat or None,
     )
     obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
@@ -65,8 +85,6 @@ def evaluate(args: argparse.Namespace) -> None:
         progress.advance(1)
         progress.say(f"episode {number + 1}: return {returns[-1]:.1f}")
         if args.video and number == 0:
-            if settings["obs"] != "pixels":
-                raise ValueError("--video needs a run from pixels, got one from state")
             path = run.videos / "evaluation.mp4"
             reconstruction_video(path, episode.obs, reconstruct(model, episode))
             progress.say(f"wrote {path}")

@@ -12,6 +12,7 @@ checkpoint.pt. This file is the whole loop; change it.
 import argparse
 import dataclasses
 import itertools
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ from planet_lib.training import (
     Progress,
     RunDirectory,
     check_compatible,
+    check_extras,
+    check_settings,
+    choose_device,
     learning_curve,
     load_checkpoint,
     open_loop,
@@ -41,7 +45,7 @@ from planet_lib.training import (
     set_rng_state,
     update,
 )
-from planet_lib.training.presets import PRESETS, Preset, build_agent, build_model
+from planet_lib.training.presets import PRESETS, Preset, build_agent, build_model, get_preset
 
 COLUMNS = (
     *("episode", "updates", "env_steps", "kind", "episode_return", "eval_mean", "eval_std"),
@@ -50,20 +54,10 @@ COLUMNS = (
 )
 # What a checkpoint cannot change and still be the same run.
 IDENTITY = (
-    "env",
-    "obs",
-    "cell",
-    "image_size",
-    "action_repeat",
-    "network",
-    "depth",
-    "embed_dim",
-    "deter_dim",
-    "stoch_dim",
-    "hidden_dim",
-    "reward_hidden_dim",
-    "reward_num_hidden",
+    *("env", "obs", "cell", "preset", "image_size", "camera", "action_repeat", "network", "depth", "embed_dim"),
+    *("deter_dim", "stoch_dim", "hidden_dim", "reward_hidden_dim", "reward_num_hidden"),
 )
+SAVED = ("settings", "done", "metrics_rows", "model", "optimizer", "replay", "rng")  # what a checkpoint has
 EVAL_SEED = 1_000_000  # evaluation episodes are the same ones each time, and never training episodes
 
 
@@ -72,30 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     try:
         train(args)
-    except (
-        ValueError,
-        TypeError,
-        FileExistsError,
-        FileNotFoundError,
-        ImportError,
-        RuntimeError,
-        FloatingPointError,
-    ) as error:
-        sys.exit(f"train_planet.py: {error}")
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
+        sys.exit(f"train_planet.py: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:  # before the run began, or a second one while it ended
+        sys.exit("train_planet.py: stopped")
 
 
 def train(args: argparse.Namespace) -> None:
     """Seed episodes, then updates and one episode in turn, until the episodes are done or Ctrl-C."""
     preset = Preset(**{item.name: getattr(args, item.name) for item in dataclasses.fields(Preset)})
     settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    saved = load_checkpoint(RunDirectory.open(args.resume).checkpoint_path) if args.resume else None
+    check_settings(settings)
+    check_extras(pixels=args.obs == "pixels")
+    device = choose_device(args.device)
+    saved = load_checkpoint(RunDirectory.open(args.resume).checkpoint_path, required=SAVED) if args.resume else None
     if saved is not None:
         check_compatible(saved["settings"], settings, IDENTITY)
 
     torch.manual_seed(args.seed)
     size = (preset.image_size, preset.image_size)
-    env = make_env(args.env, obs=args.obs, image_size=size, action_repeat=preset.action_repeat or None)
+    camera, repeat = preset.camera or None, preset.action_repeat or None
+    env = make_env(args.env, obs=args.obs, image_size=size, camera=camera, action_repeat=repeat)
     obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
@@ -117,6 +108,9 @@ def train(args: argparse.Namespace) -> None:
     else:
         run = RunDirectory.open(args.resume)
         done = saved["done"]
+        held = sum(int(path.name.split("-")[1]) < done["episodes"] for path in run.episodes.glob("episode-*-*.npz"))
+        if held != done["episodes"]:
+            raise ValueError(f"{run.episodes} must hold {done['episodes']} episodes by now, got {held}: restore them")
         for episode in itertools.islice(load_episodes(run.episodes), done["episodes"]):
             replay.add(episode)
         model.load_state_dict(saved["model"])
@@ -131,8 +125,10 @@ def train(args: argparse.Namespace) -> None:
     if metrics.notice:
         progress.say(metrics.notice)
 
+    steps = getattr(env.spec, "max_episode_steps", None) or 1000  # the suite's number; only the progress bar asks
+
     def collect(policy: Any, name: str, seed: int) -> pl.Episode:
-        with progress.phase(name, total=1000 // env.action_repeat, unit="decisions") as bar:
+        with progress.phase(name, total=-(-steps // env.action_repeat), unit="decisions") as bar:
             return run_episode(env, policy, seed=seed, on_step=lambda step: bar.update(1))
 
     def finish_episode(episode: pl.Episode, row: dict[str, Any]) -> None:
@@ -147,19 +143,14 @@ def train(args: argparse.Namespace) -> None:
         if row["kind"] == "train" and is_evaluated(done["episodes"]):
             with torch.random.fork_rng():  # training goes on as if nobody had looked
                 metrics.write({**counts, **evaluate(), "seconds_total": time.monotonic() - began})
-        save_checkpoint(
-            run.checkpoint_path,
-            {
-                "settings": settings,
-                "done": done,
-                "metrics_rows": metrics.num_rows,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "replay": replay.state_dict(),
-                "rng": rng_state(random=random),
-            },
-        )
+        save()
         progress.advance(1)
+
+    def save() -> None:
+        """Write the checkpoint that `--resume` goes on from."""
+        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "replay": replay.state_dict()}
+        counts = {"done": done, "metrics_rows": metrics.num_rows, "rng": rng_state(random=random)}
+        save_checkpoint(run.checkpoint_path, {"settings": settings, **counts, **states})
 
     def is_evaluated(episodes: int) -> bool:
         trained = episodes - preset.seed_episodes
@@ -177,9 +168,10 @@ def train(args: argparse.Namespace) -> None:
         if args.obs == "pixels":
             first, stem = episodes[0], str(run.videos / f"episode-{done['episodes']:06d}")
             reconstruction_video(f"{stem}-reconstruction.mp4", first.obs, reconstruct(model, first))
-            foreseen = open_loop(model, first, context=5, length=50)
-            open_loop_video(f"{stem}-open-loop.mp4", first.obs[: len(foreseen)], foreseen, context=5)
-            open_loop_strip(f"{stem}-open-loop.png", first.obs[: len(foreseen)], foreseen, context=5)
+            seen = min(5, len(first.obs))
+            foreseen = open_loop(model, first, context=seen, length=50)
+            open_loop_video(f"{stem}-open-loop.mp4", first.obs[: len(foreseen)], foreseen, context=seen)
+            open_loop_strip(f"{stem}-open-loop.png", first.obs[: len(foreseen)], foreseen, context=seen)
         mean, std = float(returns.mean()), float(returns.std())
         progress.say(f"episode {done['episodes']}: evaluation {mean:.0f} +- {std:.0f} over {len(returns)} episodes")
         return {"kind": "eval", "eval_mean": mean, "eval_std": std, "seconds_eval": time.monotonic() - start}
@@ -211,6 +203,8 @@ def train(args: argparse.Namespace) -> None:
         return {**means, "seconds_update": seconds, "updates_per_second": len(rows) / seconds}
 
     try:
+        if saved is None:
+            save()  # so that a run goes on from wherever it stops, be it the first seed episode
         while done["episodes"] < total:
             seeding = done["episodes"] < preset.seed_episodes
             row: dict[str, Any] = {} if seeding else fit()
@@ -233,9 +227,9 @@ def train(args: argparse.Namespace) -> None:
                     free_nats=preset.free_nats,
                     title=f"PlaNet, {args.env} from {args.obs} ({args.cell}, preset {args.preset}, seed {args.seed})",
                 )
+        progress.say(f"all {done['episodes']} episodes are done; a larger --num-episodes with --resume goes on")
     except KeyboardInterrupt:
-        hint = f"go on with: --resume {run.path}" if done["episodes"] else "there is nothing to resume yet"
-        progress.say(f"stopped after {done['episodes']} episodes; {hint}")
+        progress.say(f"stopped after {done['episodes']} episodes; go on with: --resume {shlex.quote(str(run.path))}")
     finally:
         progress.close()
         metrics.close()
@@ -261,6 +255,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags; every field of the preset is one, and a resumed run starts from its own settings."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
+    first.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
+    first.add_argument("--env", default="dmc:cartpole-balance", help="dmc:DOMAIN-TASK or gym:NAME")
     first.add_argument("--resume", metavar="DIR", help="go on with the run in this directory")
     known, _ = first.parse_known_args(arguments)
     parser = argparse.ArgumentParser(
@@ -268,23 +264,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parents=[first],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--env", default="dmc:cartpole-balance", help="dmc:DOMAIN-TASK or gym:NAME")
     parser.add_argument("--obs", choices=("pixels", "state"), default="pixels", help="what the agent sees")
-    parser.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="runs", help="where runs are kept")
-    parser.add_argument("--name", default="", help="of the run's directory; empty makes one from the settings")
+    parser.add_argument("--name", default="", help="of the run's directory; made from the settings if empty")
     group = parser.add_argument_group("settings of the preset")
     for item in dataclasses.fields(Preset):
-        value = getattr(PRESETS[known.preset], item.name)
+        value = getattr(get_preset(known.preset, cell=known.cell, env=known.env), item.name)
         group.add_argument(
-            f"--{item.name.replace('_', '-')}", type=type(value), default=value, help=item.metadata["help"]
+            f"--{item.name.replace('_', '-')}",
+            type=type(value),
+            default=value,
+            metavar={int: "N", float: "X", str: "NAME"}[type(value)],
+            help=item.metadata["help"],
         )
     if known.resume:
         try:
             parser.set_defaults(**RunDirectory.open(known.resume).settings)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             sys.exit(f"train_planet.py: {error}")
     return parser.parse_args(arguments)
 

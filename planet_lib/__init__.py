@@ -22,12 +22,14 @@ from planet_lib.models import (
     observe,
 )
 from planet_lib.objectives import elbo_loss, latent_overshooting
-from planet_lib.planning import CEMPlanner, Dynamics, LatentDynamics, PlanningAgent
+from planet_lib.planning import AgentNoise, AgentState, CEMPlanner, Dynamics, LatentDynamics, PlanningAgent
 from planet_lib.types import Batch, Episode, Losses, Plan, State
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AgentNoise",
+    "AgentState",
     "Batch",
     "CEMPlanner",
     "Cell",

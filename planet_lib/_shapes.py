@@ -5,6 +5,7 @@ The checks read only shapes, so they cost no device synchronisation and `torch.c
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -58,6 +59,19 @@ def check_last(name: str, value: Tensor, size: int, *, because: str = "") -> Non
     if value.ndim == 0 or value.shape[-1] != size:
         reason = f" ({because})" if because else ""
         raise ValueError(f"{name} must be [..., {size}]{reason}, got {list(value.shape)}")
+
+
+def check_bool(name: str, value: Tensor) -> None:
+    """Raise a `TypeError` unless `value` is a bool tensor: in bytes, `~` would mean something else.
+
+    Example:
+        >>> check_bool("is_first", torch.zeros(2))
+        Traceback (most recent call last):
+            ...
+        TypeError: is_first must be bool, got torch.float32; convert it with is_first.bool()
+    """
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, got {value.dtype}; convert it with {name}.bool()")
 
 
 def check_positive(**values: int | float) -> None:

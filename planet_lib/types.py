@@ -93,8 +93,8 @@ class Plan(NamedTuple):
     """What a planner returns.
 
     Shapes: action [B, A], the first of the plan, to be executed now; mean and std [H, B, A], the last action
-    distribution; value [B], the predicted return of the last iteration's elites, averaged; valid [B] bool, False where
-    no candidate of that row had a finite return: its action must not be executed.
+    distribution; value [B], the predicted return of the elites, averaged, in the last iteration that had any; valid [B]
+    bool, False where no candidate of that row ever had a finite return: its action must not be executed.
 
     Example:
         >>> import torch

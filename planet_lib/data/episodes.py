@@ -4,8 +4,7 @@ A run that is stopped at any moment leaves only complete episodes behind, from w
 `Episode` and its files, and neither replay nor environments. NumPy's own reader opens the files; nothing in them is
 ever unpickled.
 
-The files are compressed: rendered frames shrink many times over, for milliseconds of an episode that took seconds to
-collect.
+The files are compressed: rendered frames, smooth for the most part, shrink well.
 
 Source: google-research/planet, `tools/numpy_episodes.py`.
 Differences from the source: names that sort by collection order; files appear atomically; nothing is overwritten

@@ -6,7 +6,7 @@ act, on the device of the images, and the encoder and the image term of the obje
 observations don't pass through here.
 
 Source: Hafner et al. 2019 (arXiv:1811.04551), section 5, "5 bit depth"; google-research/planet, `tools/preprocess.py`.
-Differences from the source: the noise is drawn as bytes, because drawing floats is most of the cost on a CPU. It
+Differences from the source: the noise is drawn as bytes, eight to one draw of the generator, to save time. It
 therefore takes 256 evenly spaced values inside each level, at their centres, whose mean is that of the uniform
 distribution and whose variance is smaller by 1 / 65536 of it.
 """

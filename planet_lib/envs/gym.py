@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 import gymnasium
-from gymnasium.error import Error
+from gymnasium.error import DependencyNotInstalled, Error
 
 from planet_lib.envs.extras import require
 from planet_lib.envs.rendering import Quality, close_at_exit, no_gl_message, select_backend, tune
@@ -22,11 +22,18 @@ def make_gym(
     MuJoCo environments of Gymnasium draw at `image_size` and take a `camera` (name or index; None is their own
     moving one); the others draw at their own size and know no camera. Without pixels nothing that draws is loaded.
 
+    As in Gymnasium, "module:id" imports `module` first, which registers the id: so an environment of one's own has a
+    name too.
+
     Raises:
-        ValueError: an unknown id, with the nearest ones, or a camera for an environment that has none.
-        ImportError: the id needs mujoco, which is not installed.
+        ValueError: an unknown id, with the nearest ones, a camera for an environment that has none, or settings that
+            the environment refuses.
+        ImportError: the id needs a package, such as mujoco, which is not installed.
         RuntimeError: a MuJoCo environment shall give pixels and nothing here can render.
     """
+    module, _, name = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
     try:
         spec = gymnasium.spec(name)
     except Error as error:
@@ -45,7 +52,12 @@ def make_gym(
             settings.update(height=image_size[0], width=image_size[1])
     if camera is not None:
         settings["camera_name" if isinstance(camera, str) else "camera_id"] = camera
-    return gymnasium.make(name, **{**settings, **kwargs})
+    try:
+        return gymnasium.make(name, **{**settings, **kwargs})
+    except (DependencyNotInstalled, ImportError) as error:
+        raise ImportError(f"gym:{name} needs a package that is not installed: {_one_line(error)}") from error
+    except Error as error:
+        raise ValueError(f"gym:{name} cannot be made: {_one_line(error)}") from error
 
 
 class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -91,6 +103,10 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
             viewer.make_context_current()
             viewer.con.free()
         super().close()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _load_mujoco(obs: str) -> None:

@@ -4,7 +4,8 @@ MuJoCo reads the variable MUJOCO_GL when it is imported, and a wrong choice ther
 `select_backend` tries the candidates in a subprocess first. This module imports no extra and knows no environment.
 
 The suite's settings are meant for a GPU: rasterised in software, most of a frame is the 2048 x 2048 shadow map and
-the fine tessellation. `tune` lowers both, which is several times faster, and hardly visible at 64 x 64.
+the fine tessellation. `tune` lowers both, hardly visible at 64 x 64;
+`benchmarks/where_time_goes.py` shows what it saves.
 """
 
 import atexit

@@ -7,25 +7,37 @@ Source: PlaNet (arXiv:1811.04551), section 3; layer by layer google-research/pla
 Differences: the GRU is PyTorch's (reset gate after the recurrent product, two biases) and so is the initialisation.
 """
 
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from planet_lib._shapes import check_last, check_positive
 from planet_lib.models import gaussian
+from planet_lib.models._layers import (
+    DeterministicPath,
+    GaussianHead,
+    MeanHead,
+    filter_sequence,
+    gaussian_state,
+    mean_state,
+    zero_state,
+)
 from planet_lib.types import State
 
-S = TypeVar("S")
+# A plain `Cell` in an annotation is one whose state is `State`.
+S = TypeVar("S", default=State)
 
 
 @runtime_checkable
 class Cell(Protocol[S]):
     """What a latent dynamics model has to offer. Nothing to subclass: any object with these members will do.
 
-    The state is a NamedTuple of tensors [..., n] of the cell's own choosing; nobody else looks inside. All methods work
-    on any leading axes. A cell may also offer `scan(state, embed, action, is_first, prior_noise, posterior_noise)`,
+    The state is a NamedTuple of tensors of the cell's own choosing, whose leading axes are those of its arguments;
+    nobody else looks inside. All methods work on any leading axes.
+
+    A cell may also offer `scan(state, embed, action, is_first, prior_noise, posterior_noise)`,
     which filters a whole sequence at once and must equal stepping (see `planet_lib.observe`).
 
     Attributes:
@@ -107,24 +119,24 @@ class RSSMCell(nn.Module):
         self.action_dim, self.embed_dim = action_dim, embed_dim
         self.deter_dim, self.stoch_dim, self.noise_dim = deter_dim, stoch_dim, stoch_dim
         self.feature_dim = deter_dim + stoch_dim
-        self.path = _DeterministicPath(action_dim, deter_dim, stoch_dim)
-        self.prior_head = _GaussianHead(deter_dim, hidden_dim, stoch_dim, min_std)
-        self.posterior_head = _GaussianHead(deter_dim + embed_dim, hidden_dim, stoch_dim, min_std)
+        self.path = DeterministicPath(action_dim, deter_dim, stoch_dim)
+        self.prior_head = GaussianHead(deter_dim, hidden_dim, stoch_dim, min_std)
+        self.posterior_head = GaussianHead(deter_dim + embed_dim, hidden_dim, stoch_dim, min_std)
 
     def initial(self, batch_size: int) -> State:
         """Return zeros: deter [B, D], stoch, mean and std [B, S], on the cell's device."""
-        return _zero_state(self, batch_size, self.deter_dim, self.stoch_dim)
+        return zero_state(self, batch_size, self.deter_dim, self.stoch_dim)
 
     def prior(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """Advance the GRU by one action [..., A] and draw from p(stoch' | deter')."""
         check_last("action", action, self.action_dim, because="the cell's action_dim")
         deter = self.path(state.deter, state.stoch, action)
-        return _gaussian_state(deter, self.prior_head(deter), noise)
+        return gaussian_state(deter, self.prior_head(deter), noise)
 
     def posterior(self, prior: State, embed: Tensor, noise: Tensor | None = None) -> State:
         """Draw from q(stoch' | deter', embed); reads only the prior's deter."""
         check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
-        return _gaussian_state(prior.deter, self.posterior_head(torch.cat([prior.deter, embed], -1)), noise)
+        return gaussian_state(prior.deter, self.posterior_head(torch.cat([prior.deter, embed], -1)), noise)
 
     def features(self, state: State) -> Tensor:
         """Return [deter, stoch]."""
@@ -146,8 +158,10 @@ class RSSMCell(nn.Module):
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
         check_last("action", action, self.action_dim, because="the cell's action_dim")
         check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
-        deter, posterior = _scan(self.path, self.posterior_head, state, embed, action, is_first, posterior_noise)
-        return _gaussian_state(deter, self.prior_head(deter), prior_noise), posterior
+        deter, posterior = filter_sequence(
+            self.path, self.posterior_head, state, embed, action, is_first, posterior_noise
+        )
+        return gaussian_state(deter, self.prior_head(deter), prior_noise), posterior
 
 
 class SSMCell(nn.Module):
@@ -187,22 +201,22 @@ class SSMCell(nn.Module):
         self.action_dim, self.embed_dim = action_dim, embed_dim
         self.deter_dim, self.stoch_dim, self.noise_dim = 0, stoch_dim, stoch_dim
         self.feature_dim = stoch_dim
-        self.prior_head = _GaussianHead(stoch_dim + action_dim, hidden_dim, stoch_dim, min_std)
-        self.posterior_head = _GaussianHead(2 * stoch_dim + embed_dim, hidden_dim, stoch_dim, min_std)
+        self.prior_head = GaussianHead(stoch_dim + action_dim, hidden_dim, stoch_dim, min_std)
+        self.posterior_head = GaussianHead(2 * stoch_dim + embed_dim, hidden_dim, stoch_dim, min_std)
 
     def initial(self, batch_size: int) -> State:
         """Return zeros: deter [B, 0], stoch, mean and std [B, S], on the cell's device."""
-        return _zero_state(self, batch_size, 0, self.stoch_dim)
+        return zero_state(self, batch_size, 0, self.stoch_dim)
 
     def prior(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """Draw from p(stoch' | stoch, action)."""
         check_last("action", action, self.action_dim, because="the cell's action_dim")
-        return _gaussian_state(state.deter, self.prior_head(torch.cat([state.stoch, action], -1)), noise)
+        return gaussian_state(state.deter, self.prior_head(torch.cat([state.stoch, action], -1)), noise)
 
     def posterior(self, prior: State, embed: Tensor, noise: Tensor | None = None) -> State:
         """Draw from q(stoch' | prior mean, prior std, embed); the prior's sample plays no part."""
         check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
-        return _gaussian_state(prior.deter, self.posterior_head(torch.cat([prior.mean, prior.std, embed], -1)), noise)
+        return gaussian_state(prior.deter, self.posterior_head(torch.cat([prior.mean, prior.std, embed], -1)), noise)
 
     def features(self, state: State) -> Tensor:
         """Return the sample."""
@@ -259,24 +273,24 @@ class RNNCell(nn.Module):
         self.action_dim, self.embed_dim = action_dim, embed_dim
         self.deter_dim, self.stoch_dim, self.noise_dim = deter_dim, stoch_dim, 0
         self.feature_dim = deter_dim + stoch_dim
-        self.path = _DeterministicPath(action_dim, deter_dim, stoch_dim)
-        self.prior_head = _MeanHead(deter_dim, hidden_dim, stoch_dim)
-        self.posterior_head = _MeanHead(deter_dim + embed_dim, hidden_dim, stoch_dim)
+        self.path = DeterministicPath(action_dim, deter_dim, stoch_dim)
+        self.prior_head = MeanHead(deter_dim, hidden_dim, stoch_dim)
+        self.posterior_head = MeanHead(deter_dim + embed_dim, hidden_dim, stoch_dim)
 
     def initial(self, batch_size: int) -> State:
         """Return zeros: deter [B, D], stoch, mean and std [B, S], on the cell's device."""
-        return _zero_state(self, batch_size, self.deter_dim, self.stoch_dim)
+        return zero_state(self, batch_size, self.deter_dim, self.stoch_dim)
 
     def prior(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """Advance the GRU by one action [..., A] and predict the mean."""
         check_last("action", action, self.action_dim, because="the cell's action_dim")
         deter = self.path(state.deter, state.stoch, action)
-        return _mean_state(deter, self.prior_head(deter))
+        return mean_state(deter, self.prior_head(deter))
 
     def posterior(self, prior: State, embed: Tensor, noise: Tensor | None = None) -> State:
         """Return the mean given deter' and embed; reads only the prior's deter."""
         check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
-        return _mean_state(prior.deter, self.posterior_head(torch.cat([prior.deter, embed], -1)))
+        return mean_state(prior.deter, self.posterior_head(torch.cat([prior.deter, embed], -1)))
 
     def features(self, state: State) -> Tensor:
         """Return [deter, stoch]."""
@@ -285,103 +299,3 @@ class RNNCell(nn.Module):
     def divergence(self, posterior: State, prior: State) -> Tensor:
         """Return half the squared distance of the means, summed over S."""
         return 0.5 * (posterior.mean - prior.mean).square().sum(-1)
-
-
-class _DeterministicPath(nn.Module):
-    """deter' = GRU(relu(W [stoch, action] + b), deter) on any leading axes."""
-
-    def __init__(self, action_dim: int, deter_dim: int, stoch_dim: int) -> None:
-        super().__init__()
-        self.deter_dim, self.stoch_dim = deter_dim, stoch_dim
-        self.embed = nn.Linear(stoch_dim + action_dim, deter_dim)
-        self.gru = nn.GRUCell(deter_dim, deter_dim)
-
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        hidden = torch.relu(self.embed(torch.cat([stoch, action], -1)))
-        flat: Tensor = self.gru(hidden.reshape(-1, self.deter_dim), deter.reshape(-1, self.deter_dim))
-        return flat.reshape(*hidden.shape[:-1], self.deter_dim)
-
-
-class _GaussianHead(nn.Module):
-    """One hidden relu layer, then mean (linear) and std (softplus + min_std)."""
-
-    def __init__(self, input_dim: int, hidden_dim: int, stoch_dim: int, min_std: float) -> None:
-        super().__init__()
-        if not min_std >= 0:
-            raise ValueError(f"min_std must be at least 0, got {min_std}")
-        self.min_std = min_std
-        self.hidden = nn.Linear(input_dim, hidden_dim)
-        self.out = nn.Linear(hidden_dim, 2 * stoch_dim)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.from_hidden(self.hidden(inputs))
-
-    def from_hidden(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw_std = self.out(torch.relu(hidden)).chunk(2, -1)
-        return mean, F.softplus(raw_std) + self.min_std
-
-
-class _MeanHead(nn.Module):
-    """One hidden relu layer, then the mean (linear)."""
-
-    def __init__(self, input_dim: int, hidden_dim: int, stoch_dim: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(input_dim, hidden_dim)
-        self.out = nn.Linear(hidden_dim, stoch_dim)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        mean: Tensor = self.out(torch.relu(self.hidden(inputs)))
-        return mean
-
-
-def _zero_state(cell: nn.Module, batch_size: int, deter_dim: int, stoch_dim: int) -> State:
-    check_positive(batch_size=batch_size)
-    like = next(cell.parameters())
-    deter, stoch = like.new_zeros(batch_size, deter_dim), like.new_zeros(batch_size, stoch_dim)
-    return State(deter=deter, stoch=stoch, mean=stoch, std=stoch)
-
-
-def _gaussian_state(deter: Tensor, distribution: tuple[Tensor, Tensor], noise: Tensor | None) -> State:
-    mean, std = distribution
-    return State(deter=deter, stoch=gaussian.sample(mean, std, noise), mean=mean, std=std)
-
-
-def _mean_state(deter: Tensor, mean: Tensor) -> State:
-    return State(deter=deter, stoch=mean, mean=mean, std=torch.ones_like(mean))
-
-
-def _scan(
-    path: _DeterministicPath,
-    head: _GaussianHead,
-    state: State,
-    embed: Tensor,
-    action: Tensor,
-    is_first: Tensor,
-    noise: Tensor | None,
-) -> tuple[Tensor, State]:
-    """The RSSM's time loop, reduced to what depends on the step before.
-
-    The products with action and embedding are made for all steps beforehand, by splitting the weights of the layers
-    that read [stoch, action] and [deter, embed]; where is_first holds, the incoming deter, stoch and action are zero.
-    """
-    keep = (~is_first).unsqueeze(-1).to(embed.dtype)
-    stoch_weight, action_weight = path.embed.weight.tensor_split([path.stoch_dim], -1)
-    deter_weight, embed_weight = head.hidden.weight.tensor_split([path.deter_dim], -1)
-    from_action = F.linear(action * keep, action_weight, path.embed.bias)
-    from_embed = F.linear(embed, embed_weight, head.hidden.bias)
-    if noise is None:
-        noise = torch.randn(*embed.shape[:-1], path.stoch_dim, dtype=embed.dtype, device=embed.device)
-    deter, stoch = state.deter, state.stoch
-    deters: list[Tensor] = []
-    means: list[Tensor] = []
-    stds: list[Tensor] = []
-    stochs: list[Tensor] = []
-    for step in range(embed.shape[0]):
-        hidden = torch.relu(F.linear(stoch * keep[step], stoch_weight, from_action[step]))
-        deter = path.gru(hidden, deter * keep[step])
-        mean, std = head.from_hidden(F.linear(deter, deter_weight, from_embed[step]))
-        stoch = mean + std * noise[step]
-        for sequence, value in ((deters, deter), (means, mean), (stds, std), (stochs, stoch)):
-            sequence.append(value)
-    all_deter = torch.stack(deters)
-    return all_deter, State(deter=all_deter, stoch=torch.stack(stochs), mean=torch.stack(means), std=torch.stack(stds))

@@ -136,7 +136,9 @@ class PatchDecoder(nn.Module):
         """Predict images [..., C, Y, X] from features [..., F]."""
         check_last("features", features, self.feature_dim, because="the decoder's feature_dim")
         flat = features.reshape(-1, self.feature_dim)
-        pieces = F.elu(self.spread(F.elu(self.hidden(flat)))).reshape(len(flat), -1, self.patch_dim)
+        pieces = F.elu(self.spread(F.elu(self.hidden(flat)))).reshape(
+            len(flat), self.rows * self.columns, self.patch_dim
+        )
         patches = self.draw(F.elu(self.sketch(pieces)))
         image: Tensor = rearrange(
             patches, "n (y x) (c p q) -> n c (y p) (x q)", y=self.rows, p=self.patch, q=self.patch

@@ -81,8 +81,8 @@ class ConvEncoder(nn.Module):
 class PatchEncoder(nn.Module):
     """Image encoder that cuts the image into square patches and maps each by the same small network.
 
-    embed = elu(W_2 concat_p elu(W_1 patch_p + b_1) + b_2). All of it is matrix products, so on a CPU it costs about a
-    tenth of the convolutions; in exchange a patch does not see its neighbours before the last layer.
+    embed = elu(W_2 concat_p elu(W_1 patch_p + b_1) + b_2). All of it is matrix products, which suits a CPU; in
+    exchange a patch does not see its neighbours before the last layer.
 
     Shapes: images [..., C, Y, X] float in [-0.5, 0.5] -> [..., E] with E = embed_dim.
 
@@ -94,6 +94,7 @@ class PatchEncoder(nn.Module):
 
     Raises:
         ValueError: image_shape is not divisible by patch; images do not fit it when called.
+        TypeError: images are not floats when called.
 
     Source: ours, for the `cpu` preset; the stem is that of Dosovitskiy et al. 2020 (arXiv:2010.11929).
 
@@ -136,6 +137,7 @@ class VectorEncoder(nn.Module):
 
     Raises:
         ValueError: a size below 1; obs does not end in N when called.
+        TypeError: obs is not floats when called.
 
     Source: Kaixhin/PlaNet models.py, SymbolicEncoder (three layers).
 
@@ -154,6 +156,8 @@ class VectorEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """Embed vectors [..., N] as [..., E]."""
         check_last("obs", obs, self.obs_dim, because="the encoder's obs_dim")
+        if not obs.is_floating_point():
+            raise TypeError(f"obs must be floats, got {obs.dtype}; convert it with obs.float()")
         return apply_layers(self.layers, obs)
 
 
@@ -175,6 +179,8 @@ def check_patch(image_shape: tuple[int, int, int], patch: int) -> int:
 
 def flatten_images(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
     """Merge the leading axes of float images [..., C, Y, X] into one, or raise where the shape or dtype is wrong."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor of floats, got {type(images).__name__}")
     if images.ndim < 4 or tuple(images.shape[-3:]) != image_shape:
         hint = ""
         if images.ndim >= 3 and tuple(images.shape[-3:]) == (*image_shape[1:], image_shape[0]):

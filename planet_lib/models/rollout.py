@@ -6,12 +6,13 @@ path, sample *and* action, so a window may start and cross episodes anywhere.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_bool, check_shape
 from planet_lib.models.cells import Cell
 
 S = TypeVar("S", bound=tuple[Tensor, ...])
@@ -45,7 +46,7 @@ def observe(
         (prior, posterior), each the cell's state with fields [T, B, ...].
 
     Raises:
-        ValueError: shapes do not fit each other or the cell.
+        ValueError: shapes do not fit each other or the cell, or the cell returns states of others.
         TypeError: is_first is not bool.
 
     Example:
@@ -69,8 +70,7 @@ def observe(
         because="from embed and the cell's action_dim",
     )
     check_shape("is_first", is_first, "T B", T=length, B=batch_size, because="from embed")
-    if is_first.dtype != torch.bool:
-        raise TypeError(f"is_first must be bool, got {is_first.dtype}")
+    check_bool("is_first", is_first)
     for name, noise in (("prior_noise", prior_noise), ("posterior_noise", posterior_noise)):
         if noise is not None:
             check_shape(
@@ -85,25 +85,11 @@ def observe(
     if initial is not None:
         check_leading("initial", initial, batch_size, because="from embed")
     state = cell.initial(batch_size) if initial is None else initial
-    scan = getattr(cell, "scan", None)
-    if scan is not None:
-        scanned: tuple[S, S] = scan(state, embed, action, is_first, prior_noise, posterior_noise)
-        return scanned
-    priors: list[S] = []
-    posteriors: list[S] = []
-    for t in range(length):
-        prior, state = step(
-            cell,
-            state,
-            action[t],
-            embed[t],
-            is_first[t],
-            prior_noise=None if prior_noise is None else prior_noise[t],
-            posterior_noise=None if posterior_noise is None else posterior_noise[t],
-        )
-        priors.append(prior)
-        posteriors.append(state)
-    return _stack(priors), _stack(posteriors)
+    filter_rows: Callable[..., tuple[S, S]] = getattr(cell, "scan", partial(_filter_by_stepping, cell))
+    prior, posterior = filter_rows(state, embed, action, is_first, prior_noise, posterior_noise)
+    for name, states in (("prior", prior), ("posterior", posterior)):
+        check_leading(f"the cell's {name}", states, length, batch_size, because="from embed")
+    return prior, posterior
 
 
 def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None = None) -> S:
@@ -119,7 +105,7 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
         The cell's state with fields [H, B, ...]; row 0 is one step after `initial`.
 
     Raises:
-        ValueError: shapes do not fit the cell.
+        ValueError: shapes do not fit the cell, or it returns states of others.
 
     Example:
         >>> from planet_lib import RSSMCell
@@ -146,7 +132,9 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
     for t in range(horizon):
         state = cell.prior(state, action[t], None if noise is None else noise[t])
         states.append(state)
-    return _stack(states)
+    imagined = _stack(states)
+    check_leading("the cell's prior", imagined, horizon, batch_size, because="from action")
+    return imagined
 
 
 def step(
@@ -173,6 +161,10 @@ def step(
     Returns:
         (prior, posterior), each a state [B, ...].
 
+    Raises:
+        ValueError: shapes do not fit each other or the cell.
+        TypeError: is_first is not bool.
+
     Example:
         >>> from planet_lib import RSSMCell
         >>> cell = RSSMCell(action_dim=6, embed_dim=1024)
@@ -181,10 +173,59 @@ def step(
         >>> posterior.stoch.shape
         torch.Size([2, 30])
     """
+    check_shape("is_first", is_first, "B")
+    check_bool("is_first", is_first)
+    batch_size = is_first.shape[0]
+    because = "from is_first and the cell"
+    check_shape("action", action, "B A", B=batch_size, A=cell.action_dim, because=because)
+    check_shape("embed", embed, "B E", B=batch_size, because="from is_first")
+    check_leading("state", state, batch_size, because="from is_first")
+    for name, noise in (("prior_noise", prior_noise), ("posterior_noise", posterior_noise)):
+        if noise is not None:
+            check_shape(name, noise, "B S", B=batch_size, S=cell.noise_dim, because=because)
+    return _step(cell, state, action, embed, is_first, prior_noise, posterior_noise)
+
+
+def _step(
+    cell: Cell[S],
+    state: S,
+    action: Tensor,
+    embed: Tensor,
+    is_first: Tensor,
+    prior_noise: Tensor | None,
+    posterior_noise: Tensor | None,
+) -> tuple[S, S]:
     fresh = cell.initial(is_first.shape[0])
     state = map_state(lambda old, new: torch.where(is_first.reshape(-1, *[1] * (old.ndim - 1)), new, old), state, fresh)
     prior = cell.prior(state, action.masked_fill(is_first.unsqueeze(-1), 0.0), prior_noise)
     return prior, cell.posterior(prior, embed, posterior_noise)
+
+
+def _filter_by_stepping(
+    cell: Cell[S],
+    state: S,
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    prior_noise: Tensor | None,
+    posterior_noise: Tensor | None,
+) -> tuple[S, S]:
+    """What a cell's own scan must equal: one step after the other."""
+    priors: list[S] = []
+    posteriors: list[S] = []
+    for t in range(embed.shape[0]):
+        prior, state = _step(
+            cell,
+            state,
+            action[t],
+            embed[t],
+            is_first[t],
+            None if prior_noise is None else prior_noise[t],
+            None if posterior_noise is None else posterior_noise[t],
+        )
+        priors.append(prior)
+        posteriors.append(state)
+    return _stack(priors), _stack(posteriors)
 
 
 def _check_length(length: int, name: str) -> None:

@@ -6,6 +6,9 @@ from torch import nn
 
 from planet_lib.models.cells import Cell
 
+# What every use of a cell needs; one that is only planned with needs no divergence.
+_CELL_MEMBERS = ("action_dim", "feature_dim", "noise_dim", "prior")
+
 
 class WorldModel(nn.Module):
     """Encoder, cell, decoder and reward head of one model of the world.
@@ -20,7 +23,8 @@ class WorldModel(nn.Module):
         reward_head: features [..., F] -> the mean of the reward [...].
 
     Raises:
-        TypeError: a part is not an `nn.Module`.
+        TypeError: encoder, decoder or reward_head is not an `nn.Module`, or cell has no sizes or prior
+            (the members of `Cell` that every use needs; the others are looked for where they are used).
         ValueError: sizes of the parts do not fit each other.
 
     Example:
@@ -36,7 +40,12 @@ class WorldModel(nn.Module):
 
     def __init__(self, encoder: nn.Module, cell: Cell[Any], decoder: nn.Module, reward_head: nn.Module) -> None:
         super().__init__()
-        parts: dict[str, object] = {"encoder": encoder, "cell": cell, "decoder": decoder, "reward_head": reward_head}
+        missing = [name for name in _CELL_MEMBERS if not hasattr(cell, name)]
+        if missing:
+            raise TypeError(
+                f"cell must have the members of planet_lib.Cell, got {type(cell).__name__} without {', '.join(missing)}"
+            )
+        parts: dict[str, object] = {"encoder": encoder, "decoder": decoder, "reward_head": reward_head}
         for name, part in parts.items():
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, got {type(part).__name__}")

@@ -7,7 +7,7 @@ instead, which has the same gradient). Difference: rows that pad a window and re
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_bool, check_shape
 from planet_lib.models.rollout import check_leading
 from planet_lib.models.world_model import WorldModel
 from planet_lib.types import Batch, Losses
@@ -36,7 +36,8 @@ def elbo_loss(
 
     Args:
         model: the decoder, reward head and cell (for its features and divergence).
-        batch: the windows, of which reward, is_first and mask are read.
+        batch: the windows, of which reward, is_first and mask are read. What stands in padded rows does not count, but
+            NaN there would spoil the gradient.
         obs: [T, B, C, Y, X] or [T, B, N] floats, the very ones that the encoder saw.
         prior: state [T, B, ...] from `observe`.
         posterior: state [T, B, ...] from `observe`.
@@ -49,7 +50,8 @@ def elbo_loss(
         `Losses`, scalars: total, the unscaled terms, the raw KL and the clipped one.
 
     Raises:
-        ValueError: free_nats is negative, or shapes do not fit.
+        ValueError: free_nats is negative, or shapes do not fit, those of what the model's parts return included.
+        TypeError: obs is not floating, or batch.is_first or batch.mask not bool.
 
     Source: arXiv:1811.04551, equation 3 and appendix A.
 
@@ -71,6 +73,12 @@ def elbo_loss(
     length, batch_size = batch.mask.shape
     for name in ("reward", "is_first"):
         check_shape(f"batch.{name}", getattr(batch, name), "T B", T=length, B=batch_size, because="from batch.mask")
+    check_bool("batch.mask", batch.mask)
+    check_bool("batch.is_first", batch.is_first)
+    if not obs.is_floating_point():
+        raise TypeError(
+            f"obs must be the floats that the encoder saw, got {obs.dtype}; planet_lib.dequantise makes them of uint8"
+        )
     for name, state in (("prior", prior), ("posterior", posterior)):
         check_leading(name, state, length, batch_size, because="from batch.mask")
     features = model.cell.features(posterior)
@@ -80,10 +88,13 @@ def elbo_loss(
     predicted: Tensor = model.reward_head(features)
     check_shape("the reward head's output", predicted, "T B", T=length, B=batch_size, because="from batch.mask")
     obs_error = 0.5 * (decoded - obs).square().flatten(2).sum(-1)
-    reward_error = 0.5 * (predicted - batch.reward).square()
+    has_reward = batch.mask & ~batch.is_first
+    # Left out before the square, so that NaN where no reward exists stays out of the gradient too.
+    reward_error = 0.5 * torch.where(has_reward, predicted - batch.reward, 0.0).square()
     kl = model.cell.divergence(posterior, prior)
+    check_shape("the cell's divergence", kl, "T B", T=length, B=batch_size, because="from batch.mask")
     obs_term = masked_mean(obs_error, batch.mask)
-    reward_term = masked_mean(reward_error, batch.mask & ~batch.is_first)
+    reward_term = masked_mean(reward_error, has_reward)
     kl_clipped = masked_mean(kl.clamp(min=free_nats), batch.mask)
     return Losses(
         total=obs_scale * obs_term + reward_scale * reward_term + kl_scale * kl_clipped,

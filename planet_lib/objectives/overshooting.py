@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_bool, check_shape
 from planet_lib.models.rollout import check_leading, map_state
 from planet_lib.models.world_model import WorldModel
 from planet_lib.objectives.elbo import masked_mean
@@ -54,7 +54,9 @@ def latent_overshooting(
         A scalar, to be added to the total with a scale of your choice.
 
     Raises:
-        ValueError: distance below 1, free_nats negative, a wrong number of weights, or shapes that do not fit.
+        ValueError: distance below 1, free_nats negative, a wrong number of weights, or shapes that do not fit, that of
+            the cell's divergence included.
+        TypeError: batch.is_first or batch.mask is not bool.
 
     Source: arXiv:1811.04551, equation 7; google-research/planet tools/overshooting.py.
 
@@ -83,6 +85,8 @@ def latent_overshooting(
     check_shape("batch.mask", batch.mask, "T B")
     length, batch_size = batch.mask.shape
     check_shape("batch.is_first", batch.is_first, "T B", T=length, B=batch_size, because="from batch.mask")
+    check_bool("batch.mask", batch.mask)
+    check_bool("batch.is_first", batch.is_first)
     check_shape("batch.action", batch.action, "T B A", T=length, B=batch_size, because="from batch.mask")
     for name, state in (("prior", prior), ("posterior", posterior)):
         check_leading(name, state, length, batch_size, because="from batch.mask")
@@ -102,5 +106,6 @@ def latent_overshooting(
         chain = cell.prior(map_state(lambda field: field[:-1], chain), batch.action[d:], step_noise)
         alive = alive[:-1] & same_episode[d:]
         kl = cell.divergence(map_state(lambda field, first=d: field[first:], target), chain)
+        check_shape("the cell's divergence", kl, "T B", T=length - d, B=batch_size, because="from batch.mask")
         loss = loss + weights[d - 2] * masked_mean(kl.clamp(min=free_nats), alive)
     return loss / distance

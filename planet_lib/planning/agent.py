@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_bool, check_shape
 from planet_lib.data.pixels import dequantise
-from planet_lib.models.rollout import step
+from planet_lib.models.rollout import check_leading, step
 from planet_lib.models.world_model import WorldModel
 from planet_lib.planning.cem import CEMPlanner
 from planet_lib.types import Plan
@@ -134,16 +134,21 @@ class PlanningAgent:
         Raises:
             RuntimeError: no finite return could be predicted for some rows; it names them. No other call waits for the
                 device, but at the environment's boundary the action is needed anyway.
-            ValueError: is_first is not [B].
-            TypeError: is_first is not bool, or obs neither uint8 nor float.
+            ValueError: is_first is not [B], or state or noise is not of B rows.
+            TypeError: is_first is not bool, or obs neither a uint8 nor a float tensor.
         """
         noise = AgentNoise() if noise is None else noise
+        if not isinstance(obs, Tensor):
+            raise TypeError(f"obs must be a uint8 or float tensor, got {type(obs).__name__}")
         batch_size = obs.shape[0]
         check_shape("is_first", is_first, "B", B=batch_size, because="the rows of obs")
-        if is_first.dtype != torch.bool:
-            raise TypeError(f"is_first must be bool, got {is_first.dtype}")
+        check_bool("is_first", is_first)
+        if noise.exploration is not None:
+            sizes = {"B": batch_size, "A": self.planner.action_dim}
+            check_shape("noise.exploration", noise.exploration, "B A", because="from obs and the planner", **sizes)
         embed = self.model.encoder(self._observation(obs, noise.pixels))
         state = self.initial(batch_size) if state is None else state
+        check_leading("state", (state.action, *state.latent), batch_size, because="the rows of obs")
         _, latent = step(
             self.model.cell,
             state.latent,

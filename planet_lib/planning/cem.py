@@ -11,7 +11,7 @@ Differences from the source:
 - Bounds are per dimension; the first distribution is the box's centre and half-width. On [-1, 1] this is the paper's
   zero mean and unit variance.
 - The standard deviation is the population's (as in the original code, without its 1e-6). The paper's text prints a mean
-  absolute deviation, which shrinks a fifth faster.
+  absolute deviation, which for normal samples is sqrt(2 / pi) times that.
 - A return that is not finite never counts.
 """
 
@@ -158,8 +158,8 @@ class CEMPlanner:
 
         Args:
             state: what the dynamics start from, any pytree of tensors [B, ...].
-            initial_mean: [H, B, A], where the search starts, such as an earlier plan moved on by one step. None is
-                the middle of the box, as in the paper, which starts anew at each step to avoid local optima.
+            initial_mean: [H, B, A] finite, where the search starts, such as an earlier plan moved on by one step. None
+                is the middle of the box, as in the paper, which starts anew at each step to avoid local optima.
             noise: [I, H, B, J, A], standard normal, from which the candidates are made. None draws it.
             dynamics_noise: [I, H, B, J, S]; each iteration's is passed to `dynamics.rollout`. None lets them draw.
             generator: what the candidates' noise is drawn from; the dynamics draw their own elsewhere.

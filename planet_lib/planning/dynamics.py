@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 # torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from planet_lib._shapes import check_shape
+from planet_lib.models.rollout import check_leading
 from planet_lib.models.world_model import WorldModel
 from planet_lib.planning.cem import Dynamics
 
@@ -36,7 +37,8 @@ class LatentDynamics:
         model: the `WorldModel`, whose cell and reward head are used as they are at each call; not copied.
 
     Raises:
-        ValueError: actions do not end in the cell's action_dim, or noise has another shape, when called.
+        ValueError: when called: actions do not end in the cell's action_dim, or state, noise or what the reward head
+            returns has another shape.
 
     Source: arXiv:1811.04551, algorithm 2; google-research/planet `scripts/objectives.py` (the undiscounted sum).
 
@@ -58,6 +60,7 @@ class LatentDynamics:
         cell = self.model.cell
         check_shape("actions", actions, "H B J A", A=cell.action_dim, because="the cell's action_dim")
         horizon, batch_size, num_candidates, _ = actions.shape
+        check_leading("state", tuple(tree_leaves(state)), batch_size, because="from actions")
         if noise is not None:
             sizes = {"H": horizon, "B": batch_size, "J": num_candidates, "S": cell.noise_dim}
             check_shape("noise", noise, "H B J S", because="as the actions, and the cell's noise_dim", **sizes)
@@ -67,6 +70,8 @@ class LatentDynamics:
         total: Tensor = actions.new_zeros(batch_size * num_candidates)
         for t in range(horizon):
             state = cell.prior(state, actions[t], None if noise is None else noise[t])
-            # Faster on a CPU than one batched call after the loop, which would hold H * B * J rows of features.
-            total = total + self.model.reward_head(cell.features(state))
+            # At each step, since one call after the loop would have to hold H * B * J rows of features.
+            reward = self.model.reward_head(cell.features(state))
+            check_shape("the reward head's output", reward, "N", N=len(total), because="its rows, B * J")
+            total = total + reward
         return total.reshape(batch_size, num_candidates)

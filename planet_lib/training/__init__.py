@@ -17,6 +17,7 @@ from planet_lib.training.metrics import MetricsWriter, read_metrics
 from planet_lib.training.pictures import open_loop_strip, open_loop_video, reconstruction_video
 from planet_lib.training.progress import Progress
 from planet_lib.training.run_dir import RunDirectory
+from planet_lib.training.settings import check_extras, check_settings, choose_device
 from planet_lib.training.update import UpdateResult, update
 
 __all__ = [
@@ -25,6 +26,9 @@ __all__ = [
     "RunDirectory",
     "UpdateResult",
     "check_compatible",
+    "check_extras",
+    "check_settings",
+    "choose_device",
     "learning_curve",
     "load_checkpoint",
     "open_loop",

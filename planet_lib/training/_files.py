@@ -66,12 +66,14 @@ def require(module: str, *, purpose: str) -> ModuleType:
         >>> require("no_such_module", purpose="the video")
         Traceback (most recent call last):
             ...
-        ImportError: the video needs no_such_module, which is not installed: pip install "planet-worldmodel[train]"
+        ImportError: the video needs no_such_module, which is not installed: pip install 'planet-worldmodel[train]' \
+(from a checkout: pip install -e '.[train]')
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         raise ImportError(
-            f'{purpose} needs {package}, which is not installed: pip install "planet-worldmodel[train]"'
+            f"{purpose} needs {package}, which is not installed: pip install 'planet-worldmodel[train]' "
+            "(from a checkout: pip install -e '.[train]')"
         ) from error

@@ -64,16 +64,20 @@ def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) ->
             _keep(target, previous_checkpoint(target))
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike[str], *, required: Iterable[str] = ()) -> dict[str, Any]:
     """Return the payload of a checkpoint, with every tensor on the CPU. Runs no code from the file.
 
     Checksums are verified, so a flipped bit is an error and not a slightly different model.
 
+    Args:
+        path: where.
+        required: names that the payload must have, so that somebody else's checkpoint is told apart at once.
+
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: the file is truncated or damaged, holds more than plain data, was not written by
-            `save_checkpoint`, or by a newer version of planet_lib. The message names the checkpoint before it, if
-            there is one.
+            `save_checkpoint`, or by a newer version of planet_lib, or lacks a required name. The message names the
+            checkpoint before it, if there is one.
     """
     source = Path(path)
     previous = previous_checkpoint(source)
@@ -101,6 +105,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint {source} has format version {version}, this planet_lib reads up to {_VERSION}: "
             "update planet_lib to the version that wrote it"
         )
+    missing = [name for name in required if name not in payload]
+    if missing:
+        raise ValueError(f"checkpoint {source} is of another program, it lacks {', '.join(missing)}: {remedy}")
     return payload
 
 

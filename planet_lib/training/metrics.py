@@ -130,7 +130,7 @@ class MetricsWriter:
         except ImportError:
             self._notice = (
                 "TensorBoard is not installed, so only metrics.csv is written: "
-                'pip install "planet-worldmodel[train]" adds the events'
+                "pip install 'planet-worldmodel[train]' adds the events"
             )
             return
         index = self.columns.index(self._step_column)

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -96,7 +97,7 @@ class RunDirectory:
         except FileExistsError:
             raise FileExistsError(
                 f"run directory {directory} already exists and is left as it is: "
-                f"go on with it by --resume {directory}, or choose another with --name or --out"
+                f"go on with it by --resume {shlex.quote(str(directory))}, or choose another with --name or --out"
             ) from None
         run = cls(path=directory, settings=plain, versions=versions)
         try:
@@ -119,7 +120,7 @@ class RunDirectory:
         """
         directory = Path(path)
         if not directory.is_dir():
-            raise FileNotFoundError(f"run directory {directory} does not exist: start it without --resume first")
+            raise FileNotFoundError(f"run directory {directory} does not exist: give the path of one that a run made")
         source = directory / "settings.json"
         try:
             record = json.loads(source.read_text(encoding="utf-8"))

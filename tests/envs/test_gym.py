@@ -112,3 +112,38 @@ def test_a_viewer_that_fails_says_what_to_install(gl, monkeypatch):
     with pytest.raises(RuntimeError, match="cannot render pixels here: no display; run apt-get install"):
         env.reset(seed=0)
     env.close()
+
+
+def test_an_id_behind_a_module_is_found_after_importing_the_module(tmp_path, monkeypatch):
+    (tmp_path / "my_swing.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('MySwing-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = make_env("gym:my_swing:MySwing-v0", obs="state")
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(7)] == [False] * 6 + [True]
+    gymnasium.registry.pop("MySwing-v0")
+    with pytest.raises(ImportError, match="no_such_module"):
+        make_env("gym:no_such_module:MySwing-v0")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (gymnasium.error.DependencyNotInstalled("Box2D is\nnot there"), ImportError, "needs a package .* Box2D is not"),
+        (ModuleNotFoundError("No module named 'jax'"), ImportError, "gym:Broken-v0 needs a package .*'jax'"),
+        (gymnasium.error.InvalidAction("odd"), ValueError, "gym:Broken-v0 cannot be made: odd"),
+    ],
+)
+def test_what_gymnasium_cannot_make_is_said_in_one_line(error, kind, message):
+    def entry_point(**kwargs):
+        raise error
+
+    gymnasium.register("Broken-v0", entry_point)
+    try:
+        with pytest.raises(kind, match=message) as raised:
+            make_env("gym:Broken-v0", obs="state")
+    finally:
+        gymnasium.registry.pop("Broken-v0")
+    assert "\n" not in str(raised.value)

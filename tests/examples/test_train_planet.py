@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from planet_lib.training import load_checkpoint
+from planet_lib.training import load_checkpoint, save_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY_SETTINGS = {
@@ -113,6 +113,34 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_to_the_same_end(whole, t
     assert [row["kind"] for row in rows_of(run)] == [row["kind"] for row in rows_of(whole)]
 
 
+def test_ctrl_c_in_the_first_episode_leaves_a_run_that_goes_on_to_the_same_end(whole, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_planet, "run_episode", interrupted)
+    run = train(tmp_path, name="a run")
+    assert f"stopped after 0 episodes; go on with: --resume '{run}'" in capsys.readouterr().err
+    monkeypatch.undo()
+    train_planet.main(["--resume", str(run)])
+    torch.testing.assert_close(weights_of(run), weights_of(whole), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_before_the_run_and_a_second_one_after_it_cost_one_line(tmp_path, monkeypatch, moment):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    place = {"before": (train_planet, "make_env"), "after": (train_planet.MetricsWriter, "close")}[moment]
+    monkeypatch.setattr(*place, interrupted)
+    with pytest.raises(SystemExit, match=r"^train_planet.py: stopped$"):
+        train(tmp_path, "--num-episodes", "0")
+
+
+def test_an_environment_whose_episodes_are_shorter_than_the_context_is_drawn(tmp_path):
+    run = train(tmp_path, "--action-repeat", "100", "--window", "2", "--image-size", "16", obs="pixels")
+    assert (run / "videos" / "episode-000004-open-loop.mp4").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("cell", ["ssm", "rnn"])
 def test_pixels_and_the_other_cells_train_and_draw_their_videos(tmp_path, cell):
     run = train(tmp_path, "--cell", cell, "--image-size", "32", obs="pixels")
@@ -136,6 +164,42 @@ def test_evaluate_writes_a_video_of_a_run_from_pixels(tmp_path):
     run = train(tmp_path, "--image-size", "32", "--num-episodes", "1", obs="pixels")
     load_example("evaluate").main([str(run), "--episodes", "1", "--video"])
     assert (run / "videos" / "evaluation.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "meta"], "device must be auto, cpu, or one"),
+        (["--eval-every", "0"], "eval_every must be a whole number of at least 1, got 0"),
+        (["--free-nats", "nan"], "free_nats must be a finite number of at least 0, got nan"),
+        (["--seed", "-1"], "seed must be"),
+        (["--replay-capacity", "10000000000000"], "Unable to allocate"),
+    ],
+)
+def test_a_setting_that_cannot_be_leaves_nothing_behind(tmp_path, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "runs", *flags)
+    assert message in str(stopped.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_extra_is_named_before_anything_is_collected(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    with pytest.raises(SystemExit, match=r"need matplotlib, not installed here.*planet-worldmodel\[train\]"):
+        train(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_that_is_not_finite_costs_one_line_and_keeps_the_run(tmp_path, monkeypatch):
+    env = train_planet.make_env("gym:Pendulum-v1", obs="state", action_repeat=20)
+    monkeypatch.setattr(env.unwrapped, "step", lambda action: (np.zeros(3, np.float32), np.nan, False, False, {}))
+    monkeypatch.setattr(train_planet, "make_env", lambda *args, **kwargs: env)
+    with pytest.raises(SystemExit, match=r"^train_planet.py: the environment's reward must be finite, got nan[^\n]*$"):
+        train(tmp_path)
+    monkeypatch.undo()
+    train_planet.main(["--resume", str(tmp_path / "run")])
+    assert len(rows_of(tmp_path / "run")) == 5
 
 
 @pytest.mark.parametrize(
@@ -167,6 +231,7 @@ def test_an_existing_run_is_not_overwritten(whole):
         (["--env", "gym:MountainCarContinuous-v0"], "env='gym:Pendulum-v1', got env='gym:MountainCarContinuous-v0'"),
         (["--cell", "ssm"], "cell='rssm', got cell='ssm'"),
         (["--deter-dim", "9"], "deter_dim=8, got deter_dim=9"),
+        (["--preset", "paper"], "preset='cpu', got preset='paper'"),
     ],
 )
 def test_a_checkpoint_of_another_environment_or_model_is_refused_and_kept(whole, tmp_path, flags, difference):
@@ -182,3 +247,52 @@ def test_a_checkpoint_of_another_environment_or_model_is_refused_and_kept(whole,
 def test_a_directory_that_is_no_run_is_named(tmp_path):
     with pytest.raises(SystemExit, match="nothing-here"):
         train_planet.main(["--resume", str(tmp_path / "nothing-here")])
+
+
+@pytest.mark.parametrize("damage", ["an episode is missing", "a checkpoint of another program", "settings of a kind"])
+def test_a_run_that_lost_something_is_refused_and_kept(whole, tmp_path, damage):
+    run = tmp_path / "copy"
+    shutil.copytree(whole, run)
+    if damage == "an episode is missing":
+        next((run / "episodes").glob("episode-000001-*")).unlink()
+        message = "must hold 4 episodes by now, got 3: restore them"
+    elif damage == "a checkpoint of another program":
+        save_checkpoint(run / "checkpoint.pt", {"model": {}, "env_steps": 5})
+        message = "it lacks settings, done, metrics_rows, optimizer, replay, rng"
+    else:
+        text = (run / "settings.json").read_text()
+        (run / "settings.json").write_text(text.replace('"batch_size": 2', '"batch_size": [2]'))
+        message = "batch_size must be a whole number of at least 1, got [2]"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        train_planet.main(["--resume", str(run), "--num-episodes", "3"])
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--video"], "--video needs a run from pixels, got one from state"),
+        (["--episodes", "0"], "--episodes must be at least 1, got 0"),
+        (["--device", "meta"], "device must be"),
+        (["--seed", "-1"], "seed must be"),
+    ],
+)
+def test_a_mistake_in_evaluating_costs_one_line_before_any_episode(whole, capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        load_example("evaluate").main([str(whole), *flags])
+    assert message in str(stopped.value)
+    assert "return" not in "".join(capsys.readouterr())
+
+
+def test_the_rnn_has_no_free_nats_unless_they_are_asked_for():
+    assert train_planet.parse(["--cell", "rnn"]).free_nats == 0.0
+    assert train_planet.parse(["--cell", "rnn", "--free-nats", "2"]).free_nats == 2.0
+    assert train_planet.parse(["--preset", "paper"]).free_nats == 3.0
+
+
+def test_the_planner_alone_comes_close_to_the_known_optimum(capsys):
+    assert load_example("plan_point_mass").main() == 0
+    assert "allowed" in capsys.readouterr().out

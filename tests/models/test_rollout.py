@@ -336,3 +336,57 @@ def test_every_field_of_a_state_is_checked() -> None:
     check_leading("start", state, 4, because="from action")
     with pytest.raises(ValueError, match=r"start must have fields \[4, \.\.\.\] \(why\), got one of \[3, 3\]"):
         check_leading("start", state._replace(std=state.std[1:]), 4, because="why")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_before_an_episodes_start_is_gone_after_it_in_values_and_gradients(kind: str) -> None:
+    cell = make(kind)
+    sequence = draw(cell, 8, resets=0.0)
+    sequence.is_first[0] = True
+    nan = map_state(lambda field: torch.full_like(field, torch.nan), cell.initial(B))
+    spoilt = sequence._replace(action=sequence.action.clone())
+    spoilt.action[0] = torch.nan
+    expected, got = sequence.filter(cell), spoilt.filter(cell, nan)
+    close(got, expected)
+    gradients = [
+        torch.autograd.grad(sum(field.sum() for field in prior + posterior), list(cell.parameters()))
+        for prior, posterior in (expected, got)
+    ]
+    close(*gradients)
+
+
+def test_wrong_shapes_in_one_step_are_named() -> None:
+    cell = make("rssm")
+    embed, action, is_first, noise, _ = (field[0] for field in draw(cell, 7))
+    good = {"state": cell.initial(B), "action": action, "embed": embed, "is_first": is_first}
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"is_first": is_first[:, None]}, r"is_first must be \[B\], got \[3, 1\]"),
+        ({"action": action[:1]}, r"action must be \[B, A\] with B=3, A=2 \(from is_first and the cell\), got \[1, 2\]"),
+        ({"embed": embed[:1]}, r"embed must be \[B, E\] with B=3 \(from is_first\), got \[1, 5\]"),
+        ({"state": cell.initial(1)}, r"state must have fields \[3, \.\.\.\] \(from is_first\), got one of \[1, 6\]"),
+        ({"prior_noise": noise[:1]}, r"prior_noise must be \[B, S\] with B=3, S=3 .*, got \[1, 3\]"),
+        ({"posterior_noise": noise[0]}, r"posterior_noise must be \[B, S\] with B=3, S=3 .*, got \[3\]"),
+    ]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            step(cell, **{**good, **change})
+    with pytest.raises(TypeError, match=r"is_first must be bool, got torch.uint8; convert it with is_first.bool\(\)"):
+        step(cell, **{**good, "is_first": is_first.byte()})
+
+
+class ForgetfulCell(CountingCell):
+    """Its prior answers for the first row of the batch alone."""
+
+    def prior(self, state: Count, action: Tensor, noise: Tensor | None = None) -> Count:
+        return Count(*(field[:1] for field in super().prior(state, action)))
+
+
+def test_a_cell_that_returns_states_of_another_shape_is_named() -> None:
+    embed, action, is_first = torch.ones(4, 2, 2), torch.zeros(4, 2, 1), torch.zeros(4, 2, dtype=torch.bool)
+    cell = ForgetfulCell()
+    message = r"the cell's prior must have fields \[4, 2, \.\.\.\] \(from embed\), got one of \[4, 1\]"
+    with pytest.raises(ValueError, match=message):
+        observe(cell, embed, action, is_first)
+    message = r"the cell's prior must have fields \[4, 2, \.\.\.\] \(from action\), got one of \[4, 1\]"
+    with pytest.raises(ValueError, match=message):
+        imagine(cell, cell.initial(2), action)

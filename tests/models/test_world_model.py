@@ -26,7 +26,7 @@ def test_the_parts_are_kept_as_they_are_and_make_up_the_state_dict() -> None:
     assert names == set(given)
 
 
-@pytest.mark.parametrize("name", ["encoder", "cell", "decoder", "reward_head"])
+@pytest.mark.parametrize("name", ["encoder", "decoder", "reward_head"])
 def test_a_part_that_is_no_module_is_named(name: str) -> None:
     with pytest.raises(TypeError, match=rf"{name} must be a torch.nn.Module, got SimpleNamespace"):
         WorldModel(**{**parts(), name: SimpleNamespace(feature_dim=4)})
@@ -51,3 +51,34 @@ def test_a_part_of_ones_own_need_not_state_its_sizes() -> None:
     model = WorldModel(**{**parts(), "encoder": encoder, "decoder": decoder})
     assert model.encoder is encoder
     assert model.decoder is decoder
+
+
+class Still:
+    """A cell without parameters, which is no module: nothing ever happens."""
+
+    action_dim, feature_dim, noise_dim = 1, 4, 0
+
+    def initial(self, batch_size: int) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(batch_size, 4),)
+
+    def prior(self, state: object, action: torch.Tensor, noise: torch.Tensor | None = None) -> object:
+        return state
+
+    def posterior(self, prior: object, embed: torch.Tensor, noise: torch.Tensor | None = None) -> object:
+        return prior
+
+    def features(self, state: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return state[0]
+
+    def divergence(self, posterior: object, prior: object) -> torch.Tensor:
+        return torch.zeros(())
+
+
+def test_a_cell_need_not_be_a_module_but_must_have_sizes_and_a_prior() -> None:
+    cell = Still()
+    assert WorldModel(**{**parts(), "cell": cell}).cell is cell
+    message = "cell must have the members of planet_lib.Cell, got SimpleNamespace without action_dim, noise_dim, prior"
+    with pytest.raises(TypeError, match=message):
+        WorldModel(**{**parts(), "cell": SimpleNamespace(feature_dim=4)})
+    with pytest.raises(TypeError, match="got Linear without action_dim"):
+        WorldModel(**{**parts(), "cell": torch.nn.Linear(1, 1)})

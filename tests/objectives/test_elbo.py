@@ -244,3 +244,38 @@ def test_wrong_input_is_named() -> None:
     model.reward_head = OneColumn()
     with pytest.raises(ValueError, match=r"the reward head's output must be \[T, B\] with T=2, B=1 .*got \[2, 1, 1\]"):
         elbo_loss(model, batch, obs, prior, posterior)
+
+
+@pytest.mark.parametrize("where", ["is_first", "padded"])
+def test_nan_where_no_reward_exists_spoils_neither_value_nor_gradient(where: str) -> None:
+    model, batch, *noise = real()
+    losses = run(model, batch, *noise)
+    nowhere = batch.is_first if where == "is_first" else ~batch.mask
+    other = run(model, batch._replace(reward=batch.reward.masked_fill(nowhere, float("nan"))), *noise)
+    torch.testing.assert_close(other, losses)
+    torch.testing.assert_close(gradients(model, other.total), gradients(model, losses.total))
+
+
+class WrongDivergence(SSMCell):
+    """A cell whose divergence is not one number per row."""
+
+    def divergence(self, posterior: State, prior: State) -> Tensor:
+        return super().divergence(posterior, prior).mean()
+
+
+def test_a_divergence_that_is_not_one_number_per_row_is_named() -> None:
+    model, batch, obs, prior, posterior = by_hand()
+    model.cell = WrongDivergence(1, 2, stoch_dim=2)
+    message = r"the cell's divergence must be \[T, B\] with T=2, B=1 \(from batch.mask\), got \[\]"
+    with pytest.raises(ValueError, match=message):
+        elbo_loss(model, batch, obs, prior, posterior)
+
+
+def test_pixels_that_are_still_bytes_and_flags_that_are_not_bool_are_named() -> None:
+    model, batch, obs, prior, posterior = by_hand()
+    with pytest.raises(TypeError, match=r"obs must be the floats that the encoder saw, got torch.uint8; .*dequantise"):
+        elbo_loss(model, batch, obs.to(torch.uint8), prior, posterior)
+    for name in ("mask", "is_first"):
+        wrong = batch._replace(**{name: getattr(batch, name).byte()})
+        with pytest.raises(TypeError, match=rf"batch.{name} must be bool, got torch.uint8; convert it with"):
+            elbo_loss(model, wrong, obs, prior, posterior)

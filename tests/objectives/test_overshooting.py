@@ -372,3 +372,15 @@ def test_wrong_input_is_named() -> None:
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             run(**change)
+
+
+def test_flags_that_are_not_bool_and_a_divergence_of_another_shape_are_named() -> None:
+    model, batch, prior, posterior, _ = case("ssm", 0, distance=3)
+    for name in ("mask", "is_first"):
+        wrong = batch._replace(**{name: getattr(batch, name).byte()})
+        with pytest.raises(TypeError, match=rf"batch.{name} must be bool, got torch.uint8; convert it with"):
+            latent_overshooting(model, wrong, prior, posterior, distance=3)
+    model.cell.divergence = lambda posterior, prior: posterior.mean.sum()
+    message = r"the cell's divergence must be \[T, B\] with T=4, B=2 \(from batch.mask\), got \[\]"
+    with pytest.raises(ValueError, match=message):
+        latent_overshooting(model, batch, prior, posterior, distance=3)

@@ -243,3 +243,21 @@ def test_wrong_arguments_are_named(rssm):
         agent(normal(B, 5), torch.ones(B), None, explore=True)
     with pytest.raises(TypeError, match=r"obs must be uint8 \(images\) or float \(vectors\), got torch.int64"):
         agent(torch.zeros(B, 5, dtype=torch.int64), first(1, 1, 1), None, explore=True)
+
+
+def test_a_state_or_noise_of_another_batch_is_named_and_not_stretched(rssm):
+    agent = make_agent(rssm)
+    obs, begin = normal(B, 5), first(0, 0, 0)
+    message = r"state must have fields \[3, \.\.\.\] \(the rows of obs\), got one of \[1, 2\]"
+    with pytest.raises(ValueError, match=message):
+        agent(obs, begin, agent.initial(1), explore=True)
+    state = agent.initial(B)
+    with pytest.raises(ValueError, match=r"state must have fields \[3, \.\.\.\] .*got one of \[1, 200\]"):
+        agent(obs, begin, state._replace(latent=rssm.cell.initial(1)), explore=True)
+    with pytest.raises(ValueError, match=r"prior_noise must be \[B, S\] with B=3, S=4 .*got \[1, 4\]"):
+        agent(obs, begin, state, explore=True, noise=AgentNoise(prior=normal(1, 4)))
+    message = r"noise.exploration must be \[B, A\] with B=3, A=2 \(from obs and the planner\), got \[2\]"
+    with pytest.raises(ValueError, match=message):
+        agent(obs, begin, state, explore=True, noise=AgentNoise(exploration=normal(2)))
+    with pytest.raises(TypeError, match=r"obs must be a uint8 or float tensor, got ndarray"):
+        agent(obs.numpy(), begin, state, explore=True)

@@ -101,3 +101,18 @@ def test_wrong_actions_and_noise_are_named(rssm):
         ValueError, match=r"noise must be \[H, B, J, S\] with H=3, B=2, J=5, S=4 .*, got \[3, 2, 1, 4\]"
     ):
         dynamics.rollout(state, torch.zeros(H, B, J, A), torch.zeros(H, B, 1, 4))
+
+
+def test_a_state_of_another_batch_and_a_reward_head_of_another_shape_are_named(rssm):
+    actions = torch.zeros(H, B, J, A, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=r"state must have fields \[2, \.\.\.\] \(from actions\), got one of \[1, 200\]"
+    ):
+        pl.LatentDynamics(rssm).rollout(rssm.cell.initial(1), actions)
+    for forget, got in (
+        (lambda features: features[..., :1], r"\[10, 1\]"),
+        (lambda features: features.mean(), r"\[\]"),
+    ):
+        rssm.reward_head.forward = forget
+        with pytest.raises(ValueError, match=rf"the reward head's output must be \[N\] with N=10 .*, got {got}"):
+            pl.LatentDynamics(rssm).rollout(some_state(rssm.cell), actions)

@@ -241,3 +241,30 @@ def test_every_difference_is_listed_in_one_line():
         check_compatible(saved, wanted, ["env", "cell", "shape", "obs"])
     check_compatible(saved, wanted, ["shape"])
     check_compatible(saved, wanted, [])
+
+
+def test_a_whole_checkpoint_without_what_the_program_needs_is_named(path):
+    save_checkpoint(path, {"model": {}, "env_steps": 5})
+    assert load_checkpoint(path, required=["model"]) == {"model": {}, "env_steps": 5}
+    with pytest.raises(ValueError, match="is of another program, it lacks settings, done: start a new run"):
+        load_checkpoint(path, required=["settings", "model", "done"])
+
+
+def test_whatever_is_damaged_a_checkpoint_is_equal_or_refused_in_one_line(path):
+    state = {"model": nn.Linear(3, 2).state_dict(), "done": {"episodes": 3, "seed_returns": [1.5, 2.5]}}
+    save_checkpoint(path, state)
+    whole, random, messages = path.read_bytes(), np.random.default_rng(0), []
+    for trial in range(150):
+        content = bytearray(whole[: random.integers(len(whole))] if trial % 3 == 0 else whole)
+        if trial % 3:
+            content[random.integers(len(content))] ^= 1 << random.integers(8)
+        path.write_bytes(content)
+        try:
+            loaded = load_checkpoint(path)
+        except ValueError as error:
+            messages.append(str(error))
+        else:  # padding and timestamps mean nothing
+            assert loaded["done"] == state["done"]
+            torch.testing.assert_close(loaded["model"], dict(state["model"]), rtol=0.0, atol=0.0)
+    assert len(messages) > 75
+    assert not any("\n" in message for message in messages)

@@ -185,6 +185,6 @@ def test_an_encoder_that_fails_is_one_line_and_does_not_replace_the_old_video(tm
 
 def test_a_missing_encoder_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(ImportError, match=r'the video needs imageio_ffmpeg.*pip install "planet-worldmodel\[train\]"'):
+    with pytest.raises(ImportError, match=r"the video needs imageio_ffmpeg.*pip install 'planet-worldmodel\[train\]'"):
         reconstruction_video(tmp_path / "a.mp4", FRAMES, FRAMES)
     assert os.listdir(tmp_path) == []

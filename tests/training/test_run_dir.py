@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_no_half_made_run(tmp_path, monkeypatch):
 
 
 def test_opening_what_is_no_run_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent does not exist: start it without --resume"):
+    with pytest.raises(FileNotFoundError, match="absent does not exist: give the path"):
         RunDirectory.open(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"is not a run directory, it has no settings\.json"):
         RunDirectory.open(tmp_path)

@@ -1,0 +1,98 @@
+"""What is checked before a run writes anything: ranges of settings, the device, the installed extras.
+
+A mistake in a setting should cost one line at once, and not an hour of collecting followed by a traceback. Knows
+settings by name only, as `presets.Preset` and the flags of the examples call them; sizes of networks and the planner's
+numbers are checked by the parts that take them, which are built before a run begins too.
+"""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_AT_LEAST_0 = ("num_episodes", "action_repeat", "embed_dim")
+_AT_LEAST_1 = (
+    *("seed_episodes", "updates_per_episode", "eval_every", "eval_episodes", "replay_capacity", "image_size"),
+    *("batch_size", "window", "depth", "overshooting_distance"),
+)
+_WEIGHTS = ("free_nats", "obs_scale", "reward_scale", "kl_scale", "overshooting_scale", "exploration_std", "adam_eps")
+_NETWORKS = ("conv", "patch")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` that names the first setting which no run can have; unknown names are not looked at.
+
+    Args:
+        settings: by the names of `presets.Preset`'s fields, and `seed`.
+
+    Raises:
+        ValueError: a number out of range, not finite or of another type, or an unknown network.
+
+    Example:
+        >>> check_settings({"batch_size": 50, "free_nats": 3.0})
+        >>> check_settings({"eval_every": 0})
+        Traceback (most recent call last):
+            ...
+        ValueError: eval_every must be a whole number of at least 1, got 0
+    """
+    for names, least in ((_AT_LEAST_0, 0), (_AT_LEAST_1, 1)):
+        for name in names:
+            value = settings.get(name, least)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    for name in _WEIGHTS:
+        value = settings.get(name, 0.0)
+        if not _is_number(value) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    for name in ("learning_rate", "grad_clip"):
+        value = settings.get(name, 1.0)
+        if not _is_number(value) or not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {value!r}")
+    if settings.get("network", "conv") not in _NETWORKS:
+        raise ValueError(f"network must be {' or '.join(_NETWORKS)}, got {settings['network']!r}")
+    seed = settings.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}, got {seed!r}")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`, after trying it; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or cannot use it here.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways to lack a device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be auto, cpu, or one that torch can use here, got {name!r}: {reason}") from error
+    return device
+
+
+def check_extras(*, pixels: bool) -> None:
+    """Raise an `ImportError` that names the extra, unless what a run draws with is installed; imports nothing.
+
+    Args:
+        pixels: whether videos are drawn too.
+    """
+    drawing = {"matplotlib": "matplotlib"}
+    videos = {"PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg"} if pixels else {}
+    missing = [name for module, name in (drawing | videos).items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ImportError(
+            f"the curves and videos of a run need {', '.join(missing)}, not installed here: "
+            "pip install 'planet-worldmodel[train]' (from a checkout: pip install -e '.[train]')"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

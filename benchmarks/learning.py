@@ -2,18 +2,19 @@
 
     python benchmarks/learning.py runs/NAME [runs/OTHER ...] --keep docs/results/cartpole-balance
 
-For each run: what a random policy earned (its seed episodes), each evaluation's place on the clock, the first
-evaluation of at least twice the random return, the best and the last. --keep copies metrics.csv and learning_curve.png.
+For each run: what a random policy earns in --random-episodes episodes of their own, the first evaluation of at least
+twice that, the best and the last, each with its place on the clock. --keep copies metrics.csv and learning_curve.png.
 """
 
 import argparse
+import functools
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from planet_lib.data import random_policy, run_episode
+from planet_lib.envs import make_env
 from planet_lib.training import RunDirectory, read_metrics
 
 COLUMNS = (
@@ -32,23 +33,35 @@ def main() -> None:
     """Read the runs, print the table, copy what is to be kept."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--random-episodes", type=int, default=100, help="from which the random return is measured")
     parser.add_argument("--keep", type=Path, help="directory for the curves and CSVs")
     args = parser.parse_args()
     print("| " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * len(COLUMNS))
     for path in args.runs:
         run = RunDirectory.open(path)
-        print("| " + " | ".join(summary(run.path.name, run.settings, read_metrics(run.metrics_path))) + " |")
+        print("| " + " | ".join(summary(run, args.random_episodes)) + " |")
         if args.keep is not None:
             args.keep.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.metrics_path, args.keep / f"{path.name}.csv")
             shutil.copy(run.learning_curve, args.keep / f"{path.name}.png")
 
 
-def summary(name: str, settings: Mapping[str, Any], metrics: Mapping[str, np.ndarray[Any, Any]]) -> list[str]:
+@functools.cache
+def random_return(env_name: str, action_repeat: int, episodes: int) -> float:
+    """The mean return of uniformly random actions; nothing is drawn, since the policy doesn't look."""
+    env = make_env(env_name, obs="state", action_repeat=action_repeat or None)
+    policy = random_policy(int(np.prod(env.action_space.shape or ())), np.random.default_rng(0))
+    returns = [run_episode(env, policy, seed=number).reward.sum() for number in range(episodes)]
+    env.close()
+    return float(np.mean(returns))
+
+
+def summary(run: RunDirectory, random_episodes: int) -> list[str]:
     """The cells of one run."""
-    seeds, evals = (np.flatnonzero(metrics["kind"] == kind) for kind in ("seed", "eval"))
-    random = float(metrics["episode_return"][seeds].astype(float).mean())
+    settings, metrics = run.settings, read_metrics(run.metrics_path)
+    random = random_return(settings["env"], settings["action_repeat"], random_episodes)
+    evals = np.flatnonzero(metrics["kind"] == "eval")
     means, spreads = (metrics[column][evals].astype(float) for column in ("eval_mean", "eval_std"))
     minutes = metrics["seconds_total"][evals].astype(float) / 60
 
@@ -59,7 +72,7 @@ def summary(name: str, settings: Mapping[str, Any], metrics: Mapping[str, np.nda
     first = place(int(reached[0])) if len(reached) else "not reached"
     best, last = (place(int(np.argmax(means))), place(-1)) if len(means) else ("no evaluation", "no evaluation")
     counts = [str(int(float(metrics[column][-1]))) for column in ("episode", "updates")]
-    return [name, str(settings["seed"]), f"{random:.0f}", first, best, last, *counts]
+    return [run.path.name, str(settings["seed"]), f"{random:.0f}", first, best, last, *counts]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 
 import planet_lib as pl
 from planet_lib.envs import make_env
-from planet_lib.training import update
+from planet_lib.training import Objective, update
 from planet_lib.training.presets import PRESETS, build_agent, build_model
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     model = build_model(preset, "rssm", obs_shape, action_dim).to(device)
     agent = build_agent(preset, model)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    objective = Objective(free_nats=0.0)
     batch = random_batch(preset.window, preset.batch_size, obs_shape, action_dim)
     frame, first = torch.zeros(1, *obs_shape, dtype=torch.uint8), torch.ones(1, dtype=torch.bool)
     jobs: dict[str, Callable[[], object]] = {
@@ -50,7 +51,7 @@ def main() -> None:
         for quality, each in envs.items()
     }
     jobs |= {
-        f"update (T={preset.window}, B={preset.batch_size})": lambda: update(model, optimizer, batch, free_nats=0.0),
+        f"update (T={preset.window}, B={preset.batch_size})": lambda: update(model, optimizer, batch, objective),
         f"filter and plan (I={preset.num_iterations}, J={preset.num_candidates})": lambda: agent(
             frame, first, None, explore=True
         ),

@@ -1,4 +1,4 @@
-"""Sphinx extension of this documentation: links from code to the API, equations in docstrings, the table of presets."""
+"""Sphinx extension of this documentation: links from code to the API, equations in docstrings, tables of presets."""
 
 import dataclasses
 import importlib
@@ -12,9 +12,9 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
 import planet_lib
-from planet_lib.training.presets import PRESETS, Preset
+from planet_lib.training.presets import PRESETS, Preset, sources
 
-PACKAGES = ("models", "objectives", "planning", "data", "envs", "training")
+PACKAGES = ("models", "objectives", "planning", "data", "envs", "testing", "training")
 # Documented though in no __all__: what make_env returns, what a training run is configured with, and maths for cells.
 EXTRA = (
     "planet_lib.envs.wrappers.StandardEnv",
@@ -22,7 +22,10 @@ EXTRA = (
     "planet_lib.training.presets.Preset",
     "planet_lib.training.presets.build_agent",
     "planet_lib.training.presets.build_model",
+    "planet_lib.training.presets.build_objective",
     "planet_lib.training.presets.get_preset",
+    "planet_lib.training.presets.obs_shape_of",
+    "planet_lib.training.presets.sources",
     "planet_lib.training.progress.PhaseBar",
     "planet_lib.models.gaussian.kl_divergence",
     "planet_lib.models.gaussian.log_density",
@@ -164,19 +167,40 @@ class PresetTable(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Make the table."""
-        order = ("paper", "camera_ready", "cpu")
-        others = [name for name in PRESETS if name not in order]
-        columns = [*order, *others]
         rows = []
         for item in dataclasses.fields(Preset):
-            values = [getattr(PRESETS[name], item.name) for name in columns]
-            cells: list[nodes.Node] = [nodes.literal(text=f"--{item.name.replace('_', '-')}")]
-            for value in values:
-                shown = f"{value:,}".replace(",", " ") if isinstance(value, int) else f"{value}"
-                changed = value != values[0]
-                cells.append(nodes.strong(text=shown) if changed else nodes.Text(shown))
-            rows.append([*cells, nodes.Text(item.metadata["help"])])
-        return [_table(["flag", *columns, "what it is"], rows)]
+            values = [getattr(preset, item.name) for preset in PRESETS.values()]
+            cells = [
+                nodes.strong(text=_shown(value)) if value != values[0] else nodes.Text(_shown(value))
+                for value in values
+            ]
+            rows.append([_flag(item.name), *cells, nodes.Text(item.metadata["help"])])
+        return [_table(["flag", *PRESETS, "what it is"], rows)]
+
+
+class PresetSources(Directive):
+    """The table of every setting of one preset with the source of its value."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Make the table."""
+        name = self.arguments[0]
+        rows = []
+        for field, source in sources(name).items():
+            word, _, text = source.partition(":")
+            cell = nodes.inline()
+            cell += [nodes.strong(text=f"{word}:"), nodes.Text(text)]
+            rows.append([_flag(field), nodes.Text(_shown(getattr(PRESETS[name], field))), cell])
+        return [_table(["flag", name, "source"], rows)]
+
+
+def _flag(field: str) -> nodes.literal:
+    return nodes.literal(text=f"--{field.replace('_', '-')}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else f"{value}"
 
 
 def _table(header: list[str], rows: list[list[nodes.Node]]) -> nodes.table:
@@ -208,6 +232,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect all of it."""
     app.add_transform(LinkCode)
     app.add_directive("preset-table", PresetTable)
+    app.add_directive("preset-sources", PresetSources)
     app.connect("missing-reference", resolve_definition)
     app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon, at 500
     app.connect("autodoc-process-signature", hide_protocol_signature)

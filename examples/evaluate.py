@@ -7,7 +7,6 @@ on the right; it is written to runs/NAME/videos/evaluation.mp4.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +25,7 @@ from planet_lib.training import (
     reconstruct,
     reconstruction_video,
 )
-from planet_lib.training.presets import Preset, build_agent, build_model
+from planet_lib.training.presets import Preset, build_agent, build_model, obs_shape_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,15 +54,11 @@ def evaluate(args: argparse.Namespace) -> None:
     run = RunDirectory.open(args.run)
     saved = load_checkpoint(run.checkpoint_path, required=("settings", "done", "model"))
     settings = saved["settings"]
-    names = [item.name for item in dataclasses.fields(Preset)]
-    missing = [name for name in ("env", "obs", "cell", *names) if name not in settings]
+    missing = [name for name in ("env", "obs", "cell") if name not in settings]
     if missing:
-        raise ValueError(f"{run.checkpoint_path} is of another version, its settings lack {', '.join(missing)}")
-    if args.video and settings["obs"] != "pixels":
-        raise ValueError("--video needs a run from pixels, got one from state")
+        raise ValueError(f"{run.checkpoint_path} is of another program, its settings lack {', '.join(missing)}")
+    preset = Preset.from_settings(settings, where=str(run.path))
     check_settings({"seed": args.seed})
-    check_extras(pixels=args.video)
-    preset = Preset(**{name: settings[name] for name in names})
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
     env = make_env(
@@ -73,7 +68,12 @@ def evaluate(args: argparse.Namespace) -> None:
         camera=preset.camera or None,
         action_repeat=preset.action_repeat or None,
     )
-    obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
+    obs_shape, action_dim = obs_shape_of(env.observation_space), int(np.prod(env.action_space.shape or ()))
+    shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
+    images = [name for name, shape in shapes.items() if len(shape) == 3]
+    if args.video and not images:
+        raise ValueError(f"--video needs a run from pixels, got one from {settings['obs']}")
+    check_extras(pixels=args.video)
     model = build_model(preset, settings["cell"], obs_shape, action_dim).to(device)
     model.load_state_dict(saved["model"])
     policy = build_agent(preset, model).policy(explore=False)
@@ -85,9 +85,11 @@ def evaluate(args: argparse.Namespace) -> None:
         progress.advance(1)
         progress.say(f"episode {number + 1}: return {returns[-1]:.1f}")
         if args.video and number == 0:
-            path = run.videos / "evaluation.mp4"
-            reconstruction_video(path, episode.obs, reconstruct(model, episode))
-            progress.say(f"wrote {path}")
+            for name in images:
+                path = run.videos / (f"evaluation-{name}.mp4" if name else "evaluation.mp4")
+                frames = episode.obs[name] if isinstance(episode.obs, dict) else episode.obs
+                reconstruction_video(path, frames, reconstruct(model, episode, image=name or None))
+                progress.say(f"wrote {path}")
     progress.close()
     env.close()
     print(

@@ -1,7 +1,7 @@
 """Train PlaNet: collect with the planner, fit the world model, repeat (arXiv:1811.04551, algorithm 1).
 
     python examples/train_planet.py                                # cartpole-balance from pixels, on what is there
-    python examples/train_planet.py --obs state --env dmc:cartpole-swingup
+    python examples/train_planet.py --obs state --env dmc:cartpole-swingup  # or --obs both
     python examples/train_planet.py --preset paper --device cuda   # the paper's numbers
     python examples/train_planet.py --resume runs/NAME             # go on after Ctrl-C, a crash or a kill
 
@@ -44,18 +44,29 @@ from planet_lib.training import (
     save_checkpoint,
     set_rng_state,
     update,
+    warm_up,
 )
-from planet_lib.training.presets import PRESETS, Preset, build_agent, build_model, get_preset
+from planet_lib.training.presets import (
+    PRESETS,
+    Preset,
+    build_agent,
+    build_model,
+    build_objective,
+    get_preset,
+    obs_shape_of,
+)
 
 COLUMNS = (
     *("episode", "updates", "env_steps", "kind", "episode_return", "eval_mean", "eval_std"),
-    *("loss_total", "loss_obs", "loss_reward", "kl", "kl_clipped", "overshooting", "grad_norm"),
+    *("loss_total", "loss_obs", "loss_reward", "loss_continue", "kl", "kl_clipped", "global_kl"),
+    *("overshooting_kl", "overshooting_reward", "overshooting_obs", "grad_norm"),
     *("seconds_collect", "seconds_update", "seconds_eval", "seconds_total", "updates_per_second", "steps_per_second"),
 )
 # What a checkpoint cannot change and still be the same run.
 IDENTITY = (
     *("env", "obs", "cell", "preset", "image_size", "camera", "action_repeat", "network", "depth", "embed_dim"),
-    *("deter_dim", "stoch_dim", "hidden_dim", "reward_hidden_dim", "reward_num_hidden"),
+    *("deter_dim", "stoch_dim", "hidden_dim", "num_layers", "activation", "min_std", "min_std_mode", "gru", "init"),
+    *("reward_hidden_dim", "reward_num_hidden", "continue_scale"),
 )
 SAVED = ("settings", "done", "metrics_rows", "model", "optimizer", "replay", "rng")  # what a checkpoint has
 EVAL_SEED = 1_000_000  # evaluation episodes are the same ones each time, and never training episodes
@@ -74,30 +85,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Seed episodes, then updates and one episode in turn, until the episodes are done or Ctrl-C."""
-    preset = Preset(**{item.name: getattr(args, item.name) for item in dataclasses.fields(Preset)})
+    preset = Preset.from_settings(vars(args))
     settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
     check_settings(settings)
-    check_extras(pixels=args.obs == "pixels")
     device = choose_device(args.device)
     saved = load_checkpoint(RunDirectory.open(args.resume).checkpoint_path, required=SAVED) if args.resume else None
     if saved is not None:
+        Preset.from_settings(saved["settings"], where=args.resume)
         check_compatible(saved["settings"], settings, IDENTITY)
 
     torch.manual_seed(args.seed)
     size = (preset.image_size, preset.image_size)
     camera, repeat = preset.camera or None, preset.action_repeat or None
     env = make_env(args.env, obs=args.obs, image_size=size, camera=camera, action_repeat=repeat)
-    obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
+    obs_shape, action_dim = obs_shape_of(env.observation_space), int(np.prod(env.action_space.shape or ()))
+    shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
+    images = [name for name, shape in shapes.items() if len(shape) == 3]
+    check_extras(pixels=bool(images))
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    objective, autocast = build_objective(preset), torch.bfloat16 if preset.precision == "bfloat16" else None
     agent = build_agent(preset, model)
-    replay = pl.SequenceReplay(
-        preset.replay_capacity,
-        obs_shape=obs_shape,
-        action_dim=action_dim,
-        obs_dtype=np.uint8 if args.obs == "pixels" else np.float32,
-        seed=args.seed,
-    )
+    replay = pl.SequenceReplay(preset.replay_capacity, obs_shape=obs_shape, action_dim=action_dim, seed=args.seed)
     random = np.random.default_rng(args.seed)
 
     # What changes as the run goes on, and with the weights makes up a checkpoint.
@@ -165,13 +174,15 @@ def train(args: argparse.Namespace) -> None:
             for number in range(preset.eval_episodes)
         ]
         returns = np.array([episode.reward.sum() for episode in episodes])
-        if args.obs == "pixels":
-            first, stem = episodes[0], str(run.videos / f"episode-{done['episodes']:06d}")
-            reconstruction_video(f"{stem}-reconstruction.mp4", first.obs, reconstruct(model, first))
-            seen = min(5, len(first.obs))
-            foreseen = open_loop(model, first, context=seen, length=50)
-            open_loop_video(f"{stem}-open-loop.mp4", first.obs[: len(foreseen)], foreseen, context=seen)
-            open_loop_strip(f"{stem}-open-loop.png", first.obs[: len(foreseen)], foreseen, context=seen)
+        first, stem = episodes[0], str(run.videos / f"episode-{done['episodes']:06d}")
+        for name in images:
+            path = f"{stem}-{name}" if name else stem
+            frames = first.obs[name] if isinstance(first.obs, dict) else first.obs
+            reconstruction_video(f"{path}-reconstruction.mp4", frames, reconstruct(model, first, image=name or None))
+            seen = min(5, len(frames))
+            foreseen = open_loop(model, first, context=seen, length=50, image=name or None)
+            open_loop_video(f"{path}-open-loop.mp4", frames[: len(foreseen)], foreseen, context=seen)
+            open_loop_strip(f"{path}-open-loop.png", frames[: len(foreseen)], foreseen, context=seen)
         mean, std = float(returns.mean()), float(returns.std())
         progress.say(f"episode {done['episodes']}: evaluation {mean:.0f} +- {std:.0f} over {len(returns)} episodes")
         return {"kind": "eval", "eval_mean": mean, "eval_std": std, "seconds_eval": time.monotonic() - start}
@@ -182,24 +193,14 @@ def train(args: argparse.Namespace) -> None:
         rows = []
         with progress.phase("updates", total=preset.updates_per_episode, unit="updates") as bar:
             for _ in range(preset.updates_per_episode):
-                result = update(
-                    model,
-                    optimizer,
-                    replay.sample(preset.batch_size, preset.window),
-                    free_nats=preset.free_nats,
-                    obs_scale=preset.obs_scale,
-                    reward_scale=preset.reward_scale,
-                    kl_scale=preset.kl_scale,
-                    overshooting_distance=preset.overshooting_distance,
-                    overshooting_scale=preset.overshooting_scale,
-                    grad_clip=preset.grad_clip,
-                )
-                rows.append(torch.stack([*result.losses, result.overshooting, result.grad_norm]))
+                warm_up(optimizer, preset.learning_rate, done["updates"], preset.warmup_updates)
+                batch = replay.sample(preset.batch_size, preset.window)
+                result = update(model, optimizer, batch, objective, grad_clip=preset.grad_clip, autocast=autocast)
+                rows.append(result.metrics())
                 done["updates"] += 1
-                bar.update(1, loss=float(result.losses.total), kl=float(result.losses.kl))
-        names = ("loss_total", "loss_obs", "loss_reward", "kl", "kl_clipped", "overshooting", "grad_norm")
+                bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
         seconds = time.monotonic() - start
-        means = dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+        means = {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}
         return {**means, "seconds_update": seconds, "updates_per_second": len(rows) / seconds}
 
     try:
@@ -264,7 +265,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parents=[first],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--obs", choices=("pixels", "state"), default="pixels", help="what the agent sees")
+    parser.add_argument("--obs", choices=("pixels", "state", "both"), default="pixels", help="what the agent sees")
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="runs", help="where runs are kept")

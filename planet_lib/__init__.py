@@ -7,8 +7,11 @@ are imported by name. Importing this package prints nothing and changes no setti
 from planet_lib.data import SequenceReplay, dequantise, to_uint8
 from planet_lib.models import (
     Cell,
+    ContinueHead,
     ConvEncoder,
     Decoder,
+    DictDecoder,
+    DictEncoder,
     PatchDecoder,
     PatchEncoder,
     RewardHead,
@@ -33,8 +36,11 @@ __all__ = [
     "Batch",
     "CEMPlanner",
     "Cell",
+    "ContinueHead",
     "ConvEncoder",
     "Decoder",
+    "DictDecoder",
+    "DictEncoder",
     "Dynamics",
     "Episode",
     "LatentDynamics",

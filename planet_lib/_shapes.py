@@ -3,7 +3,7 @@
 The checks read only shapes, so they cost no device synchronisation and `torch.compile` traces through them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -94,3 +94,16 @@ def check_image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
         raise ValueError(f"{name} must be (C, Y, X), three positive sizes, channels first, got {tuple(shape)}")
     channels, height, width = (int(size) for size in shape)
     return channels, height, width
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a `ValueError` unless `value` is one of `choices`.
+
+    Example:
+        >>> check_choice("init", "zeros", ("torch", "glorot"))
+        Traceback (most recent call last):
+            ...
+        ValueError: init must be one of torch, glorot, got 'zeros'
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

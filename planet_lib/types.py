@@ -9,11 +9,15 @@ Alignment, everywhere: row `t` holds `obs[t]` **and the action and reward that l
 action and reward are zero. The final observation of an episode is a row like any other.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Observation: TypeAlias = Tensor | dict[str, Tensor]
+"""What a model sees: images or vectors, or several of them by name (camera and proprioception, say)."""
 
 
 class State(NamedTuple):
@@ -38,9 +42,10 @@ class State(NamedTuple):
 class Batch(NamedTuple):
     """Windows of experience, time first, for one update.
 
-    Shapes: obs [T, B, C, Y, X] uint8 or [T, B, N] float; action [T, B, A] float in [-1, 1], the one that *led to* the
-    row; reward [T, B] float, likewise, summed over the action repeat; is_first, terminated, mask [T, B] bool. mask is
-    False on rows that only pad a short window: losses leave them out.
+    Shapes: obs [T, B, C, Y, X] uint8 or [T, B, N] float, or a dictionary of such, one entry for each thing that is
+    seen; action [T, B, A] float in [-1, 1], the one that *led to* the row; reward [T, B] float, likewise, summed over
+    the action repeat; is_first, terminated, mask [T, B] bool. mask is False on rows that only pad a short window:
+    losses leave them out.
 
     Example:
         >>> import torch
@@ -52,7 +57,7 @@ class Batch(NamedTuple):
         torch.Size([50, 4, 3, 64, 64])
     """
 
-    obs: Tensor
+    obs: Observation
     action: Tensor
     reward: Tensor
     is_first: Tensor
@@ -61,15 +66,21 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`, copied without waiting where the memory allows it."""
-        return Batch(*(field.to(device, non_blocking=True) for field in self))
+        obs, *others = self
+        if isinstance(obs, dict):
+            moved: Observation = {name: value.to(device, non_blocking=True) for name, value in obs.items()}
+        else:
+            moved = obs.to(device, non_blocking=True)
+        return Batch(moved, *(field.to(device, non_blocking=True) for field in others))
 
 
 class Episode(NamedTuple):
     """One episode as NumPy arrays of L rows: what collection makes, replay stores and files hold.
 
-    Shapes: obs [L, C, Y, X] uint8 or [L, N] float32; action [L, A] float32 in [-1, 1]; reward [L] float32;
-    is_first, terminated, truncated [L] bool. Row 0 has is_first, zero action and zero reward. Only the last row can
-    be terminated (the task ended: no reward can follow) or truncated (the clock ran out), which are kept apart.
+    Shapes: obs [L, C, Y, X] uint8 or [L, N] float32, or a dictionary of such; action [L, A] float32 in [-1, 1]; reward
+    [L] float32; is_first, terminated, truncated [L] bool. Row 0 has is_first, zero action and zero reward. Only the
+    last row can be terminated (the task ended: no reward can follow) or truncated (the clock ran out), which are kept
+    apart.
 
     Example:
         >>> import numpy as np
@@ -81,12 +92,12 @@ class Episode(NamedTuple):
         (3, 3.0)
     """
 
-    obs: np.ndarray[Any, Any]
-    action: np.ndarray[Any, Any]
-    reward: np.ndarray[Any, Any]
-    is_first: np.ndarray[Any, Any]
-    terminated: np.ndarray[Any, Any]
-    truncated: np.ndarray[Any, Any]
+    obs: Array | dict[str, Array]
+    action: Array
+    reward: Array
+    is_first: Array
+    terminated: Array
+    truncated: Array
 
 
 class Plan(NamedTuple):
@@ -112,21 +123,38 @@ class Plan(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The terms of one objective, scalars averaged over valid rows; each unscaled but the total.
+    """The terms of one objective: scalars, each the mean over the rows where it exists.
 
-    total: what is minimised. obs: half the squared error summed over the observation. reward: half the squared error.
-    kl: KL(posterior || prior) in nats as it is. kl_clipped: the same with free nats applied per row, as minimised.
+    total: what is minimised, the sum of `scaled`. raw: every term as it is, in its own unit, by name; `elbo_loss` and
+    `latent_overshooting` say which. scaled: the terms of the total with their scales (and free nats) applied, by name.
 
     Example:
         >>> import torch
-        >>> losses = Losses(total=torch.tensor(6.), obs=torch.tensor(1.), reward=torch.tensor(2.),
-        ...     kl=torch.tensor(1.), kl_clipped=torch.tensor(3.))
-        >>> float(losses.total)
-        6.0
+        >>> losses = Losses(total=torch.tensor(7.), raw={"obs": torch.tensor(1.), "kl": torch.tensor(2.)},
+        ...     scaled={"obs": torch.tensor(1.), "kl": torch.tensor(6.)})
+        >>> float(losses.total), losses.non_finite()
+        (7.0, [])
     """
 
     total: Tensor
-    obs: Tensor
-    reward: Tensor
-    kl: Tensor
-    kl_clipped: Tensor
+    raw: dict[str, Tensor]
+    scaled: dict[str, Tensor]
+
+    def non_finite(self) -> list[str]:
+        """Return the names of the terms that are NaN or infinite; waits for the device.
+
+        Example:
+            >>> import torch
+            >>> nan = torch.tensor(float("nan"))
+            >>> Losses(total=nan, raw={"obs": torch.tensor(1.), "kl": nan}, scaled={}).non_finite()
+            ['kl']
+        """
+        terms = {**{f"{name} (scaled)": value for name, value in self.scaled.items()}, **self.raw}
+        names = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+        # A term that is already bad unscaled need not be named twice.
+        return [name for name in names if name.removesuffix(" (scaled)") == name or name[:-9] not in names]
+
+    def detach(self) -> "Losses":
+        """Return the same numbers without their graph."""
+        raw = {name: value.detach() for name, value in self.raw.items()}
+        return Losses(self.total.detach(), raw, {name: value.detach() for name, value in self.scaled.items()})

@@ -16,7 +16,7 @@ from planet_lib.training import RunDirectory
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-PACKAGES = ("models", "objectives", "planning", "data", "envs", "training")
+PACKAGES = ("models", "objectives", "planning", "data", "envs", "testing", "training")
 DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|data|exception):: (\S+)$", re.MULTILINE)
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -110,7 +110,7 @@ def test_every_api_page_is_in_the_table_of_contents():
 def test_the_example_of_the_readme_runs(tmp_path):
     blocks = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(blocks) == 1
-    check = "assert plan.action.shape == (2, 6) and bool(plan.valid.all()) and bool(losses.kl > 0)"
+    check = 'assert plan.action.shape == (2, 6) and bool(plan.valid.all()) and bool(losses.raw["kl"] > 0)'
     result = run_python(blocks[0] + check, tmp_path)
     assert result.returncode == 0, result.stderr
 

@@ -2,7 +2,7 @@
 
 from planet_lib.data.collect import Environment, Policy, random_policy, run_episode
 from planet_lib.data.episodes import load_episode, load_episodes, save_episode
-from planet_lib.data.pixels import dequantise, to_uint8
+from planet_lib.data.pixels import dequantise, prepare, to_uint8
 from planet_lib.data.replay import SequenceReplay
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "dequantise",
     "load_episode",
     "load_episodes",
+    "prepare",
     "random_policy",
     "run_episode",
     "save_episode",

@@ -4,67 +4,106 @@ It knows only `Episode`. The checks read the values once, on the CPU, so that th
 none.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from planet_lib.types import Episode
-
-OBS_DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+from planet_lib.data._obs import FLOAT_IMAGE, check_names, dtype_of, looks_channels_last, obs_entries
+from planet_lib.types import Array, Episode
 
 
 def check_episode(
     episode: Episode,
     *,
-    obs_shape: tuple[int, ...] | None = None,
-    obs_dtype: np.dtype[Any] | None = None,
+    obs_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None,
     action_dim: int | None = None,
 ) -> None:
     """Raise unless the episode is what `Episode` promises, and of the expected sizes where these are given.
 
     Raises:
         TypeError: where the episode is no `Episode`, or a field is not an array of its type.
-        ValueError: where a shape, value or flag is wrong.
+        ValueError: where a shape, value, flag or name is wrong.
     """
     if not isinstance(episode, Episode):
         raise TypeError(f"episode must be an Episode, got {type(episode).__name__}")
-    for name, value in episode._asdict().items():
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"episode.{name} must be a NumPy array, got {type(value).__name__}")
-    _check_obs(episode.obs, obs_shape, obs_dtype)
-    length = len(episode.obs)
-    if length < 1:
-        raise ValueError("episode.obs must have at least one row, got none")
+    length = _check_obs(episode.obs, obs_shape)
     action_size: Any = "A" if action_dim is None else action_dim
-    _check_array("action", episode.action, np.dtype(np.float32), (length, action_size))
-    _check_array("reward", episode.reward, np.dtype(np.float32), (length,))
+    _check_array("episode.action", episode.action, np.dtype(np.float32), (length, action_size))
+    _check_array("episode.reward", episode.reward, np.dtype(np.float32), (length,))
     for name in ("is_first", "terminated", "truncated"):
-        _check_array(name, getattr(episode, name), np.dtype(np.bool_), (length,))
+        _check_array(f"episode.{name}", getattr(episode, name), np.dtype(np.bool_), (length,))
     _check_values(episode)
 
 
-def _check_obs(obs: np.ndarray[Any, Any], shape: tuple[int, ...] | None, dtype: np.dtype[Any] | None) -> None:
-    """Check the type and shape of the observations; without expectations, any rows of uint8 or float32 will do."""
-    if shape is None:
-        if obs.ndim < 2:
-            raise ValueError(f"episode.obs must be [L, C, Y, X] or [L, N], got {list(obs.shape)}")
-        shape = obs.shape[1:]
-    if dtype is None:
-        if obs.dtype not in OBS_DTYPES:
-            raise TypeError(f"episode.obs must be uint8 or float32, got {obs.dtype}")
-        dtype = obs.dtype
-    _check_array("obs", obs, dtype, ("L", *shape))
+def _check_obs(obs: Any, shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None) -> int:
+    """Check names, types and shapes of the observations, and return their rows; None expects no shape in particular."""
+    entries: dict[str, tuple[Any, tuple[int, ...] | None]]
+    if isinstance(obs, dict):
+        if isinstance(shape, tuple):
+            raise TypeError(f"episode.obs must be a NumPy array of rows {shape} (obs_shape), got a dictionary")
+        check_names("episode.obs", obs)
+        shapes = dict.fromkeys(obs) if shape is None else dict(shape)
+        if set(obs) != set(shapes):
+            raise ValueError(f"episode.obs must have the entries {sorted(shapes)} of obs_shape, got {sorted(obs)}")
+        entries = {f"episode.obs[{name!r}]": (value, shapes[name]) for name, value in obs.items()}
+    elif isinstance(shape, Mapping):
+        kind = type(obs).__name__
+        raise TypeError(f"episode.obs must be a dictionary with the entries {sorted(shape)} of obs_shape, got {kind}")
+    else:
+        entries = {"episode.obs": (obs, shape)}
+    length: int | None = None
+    for name, (value, expected) in entries.items():
+        _check_rows(name, value, length, expected)
+        length = len(value)
+    if not length:
+        raise ValueError("episode.obs must have at least one row, got none")
+    return length
 
 
-def _check_array(name: str, value: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[Any, ...]) -> None:
+def _check_rows(name: str, value: Any, length: int | None, shape: tuple[int, ...] | None) -> None:
+    """Check the type and shape of the rows of one observation, images or vectors."""
+    if isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a NumPy array, got a dictionary; flatten nested dictionaries into one")
+    _check_is_array(name, value)
+    got = value.shape[1:]
+    if shape is None and (len(got) not in (1, 3) or 0 in got):
+        raise ValueError(f"{name} must be [L, C, Y, X] or [L, N], of positive sizes, got {list(value.shape)}")
+    remedy = ""
+    if looks_channels_last(got):
+        remedy = "; it is channels last: give obs.transpose(0, 3, 1, 2) (in torch, obs.movedim(-1, -3))"
+        shape = (got[2], *got[:2]) if shape is None else shape
+    shape = got if shape is None else shape
+    is_float_image = len(shape) == 3 and np.issubdtype(value.dtype, np.floating)
+    convert = FLOAT_IMAGE if is_float_image else "convert it with astype"
+    rows = "L" if length is None else length
+    _check_array(name, value, dtype_of(shape), (rows, *shape), wrong_shape=remedy, wrong_dtype=convert)
+
+
+def _check_is_array(name: str, value: Any) -> None:
+    """Raise unless the field is a NumPy array."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+
+
+def _check_array(
+    name: str,
+    value: Array,
+    dtype: np.dtype[Any],
+    shape: tuple[Any, ...],
+    *,
+    wrong_shape: str = "",
+    wrong_dtype: str = "convert it with astype",
+) -> None:
     """Check the type and shape of one field; a letter in `shape` stands for any size."""
+    _check_is_array(name, value)
     fits = value.ndim == len(shape)
     fits = fits and all(isinstance(size, str) or size == got for size, got in zip(shape, value.shape, strict=True))
     if not fits:
         expected = "[" + ", ".join(str(size) for size in shape) + "]"
-        raise ValueError(f"episode.{name} must be {expected}, got {list(value.shape)}")
+        raise ValueError(f"{name} must be {expected}, got {list(value.shape)}{wrong_shape}")
     if value.dtype != dtype:
-        raise TypeError(f"episode.{name} must be {dtype}, got {value.dtype}; convert it with astype")
+        raise TypeError(f"{name} must be {dtype}, got {value.dtype}; {wrong_dtype}")
 
 
 def _check_values(episode: Episode) -> None:
@@ -73,15 +112,19 @@ def _check_values(episode: Episode) -> None:
     rows = np.arange(len(reward))
     inner = rows < len(reward) - 1
     rules = [
-        ("obs", "be finite", ~np.isfinite(obs).reshape(len(obs), -1).all(1) if obs.dtype != np.uint8 else rows < 0),
-        ("action", "be finite and in [-1, 1]", ~(np.abs(action) <= 1).all(1)),
-        ("reward", "be finite", ~np.isfinite(reward)),
-        ("is_first", "hold at row 0 and nowhere else", is_first != (rows == 0)),
-        ("action", "be zero at row 0 (nothing led to it)", (rows == 0) & (action != 0).any(1)),
-        ("reward", "be zero at row 0 (nothing led to it)", (rows == 0) & (reward != 0)),
-        ("terminated", "hold at the last row only", inner & terminated),
-        ("truncated", "hold at the last row only", inner & truncated),
+        (name, "be finite", ~np.isfinite(value).reshape(len(rows), -1).all(1))
+        for name, value in obs_entries(obs, "episode.obs").items()
+        if value.dtype != np.uint8
+    ]
+    rules += [
+        ("episode.action", "be finite and in [-1, 1]", ~(np.abs(action) <= 1).all(1)),
+        ("episode.reward", "be finite", ~np.isfinite(reward)),
+        ("episode.is_first", "hold at row 0 and nowhere else", is_first != (rows == 0)),
+        ("episode.action", "be zero at row 0 (nothing led to it)", (rows == 0) & (action != 0).any(1)),
+        ("episode.reward", "be zero at row 0 (nothing led to it)", (rows == 0) & (reward != 0)),
+        ("episode.terminated", "hold at the last row only", inner & terminated),
+        ("episode.truncated", "hold at the last row only", inner & truncated),
     ]
     for name, rule, broken in rules:
         if broken.any():
-            raise ValueError(f"episode.{name} must {rule}, broken at row {int(broken.argmax())} of {len(reward)}")
+            raise ValueError(f"{name} must {rule}, broken at row {int(broken.argmax())} of {len(reward)}")

@@ -9,14 +9,15 @@ Differences from the source: the final observation is recorded too, and each row
 to its observation; termination and truncation stay apart; what enters is checked at the step where it enters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from planet_lib.types import Episode
+from planet_lib.data._obs import FLOAT_IMAGE, check_names, looks_channels_last
+from planet_lib.types import Array, Episode, Observation
 
 
 class Environment(Protocol):
@@ -34,11 +35,11 @@ class Environment(Protocol):
 class Policy(Protocol):
     """Something that acts: observation, whether it is an episode's first, and its own state in; action and state out.
 
-    Shapes: obs [1, C, Y, X] uint8 or [1, N] float32; is_first [1] bool; the action [1, A] in [-1, 1]. The state is None
-    at the first call of an episode, and then whatever the call before returned.
+    Shapes: obs [1, C, Y, X] uint8 or [1, N] float32, or a dictionary of such; is_first [1] bool; the action [1, A] in
+    [-1, 1]. The state is None at the first call of an episode, and then whatever the call before returned.
     """
 
-    def __call__(self, obs: Tensor, is_first: Tensor, state: Any, /) -> tuple[Tensor, Any]:
+    def __call__(self, obs: Observation, is_first: Tensor, state: Any, /) -> tuple[Tensor, Any]:
         """Return the action for this observation, and the state for the next call."""
         ...
 
@@ -57,16 +58,18 @@ def run_episode(
     limit. The policy runs without gradients. An interruption or error leaves no episode behind.
 
     Args:
-        env: anything with Gymnasium's reset and step. Observations: uint8 images (C, Y, X), or vectors (N,) of finite
-            floats, stored as float32.
+        env: anything with Gymnasium's reset and step. Observations: uint8 images (C, Y, X), vectors (N,) of finite
+            floats, stored as float32, or a dictionary of such, of the same names at every step.
         policy: called as policy(obs, is_first, state); see `Policy`.
         seed: passed to reset; None lets the environment choose.
         on_step: called after each step with its number, from 1: for progress.
 
     Raises:
-        TypeError: where an observation is neither uint8 nor floating, or the action isn't a floating tensor.
-        ValueError: where an observation, action or reward isn't finite, in range or of the right shape. Each message
-            names the step, 0 being the reset.
+        TypeError: where an observation is neither a uint8 image nor a vector of floats, a dictionary within a
+            dictionary, or named by something else than a string, or the action isn't a floating tensor.
+        ValueError: where an observation, action or reward isn't finite, in range or of the right shape, an image is
+            channels last, or the names of a dictionary change, are none, or have a slash, backslash or dot in them.
+            Each message names the step, 0 being the reset, and the entry.
 
     Example:
         >>> import numpy as np
@@ -90,8 +93,7 @@ def run_episode(
         step += 1
         with torch.no_grad():
             # A copy: a policy that writes into its input must not change the record.
-            obs = torch.from_numpy(rows_obs[-1].copy())[None]
-            given, state = policy(obs, torch.tensor([step == 1]), state)
+            given, state = policy(_tensors(rows_obs[-1]), torch.tensor([step == 1]), state)
         action = _checked_action(given, step, action_dim)
         action_dim = len(action)
         next_obs, reward, ended, out_of_time, _ = env.step(action.copy())
@@ -103,7 +105,7 @@ def run_episode(
             on_step(step)
     rows = np.arange(step + 1)
     return Episode(
-        obs=np.stack(rows_obs),
+        obs=_stacked(rows_obs),
         action=np.stack([np.zeros_like(rows_action[0]), *rows_action]),
         reward=np.array(rows_reward, np.float32),
         is_first=rows == 0,
@@ -138,7 +140,7 @@ def random_policy(action_dim: int, generator: np.random.Generator | torch.Genera
             "make one with numpy.random.default_rng(seed)"
         )
 
-    def act(obs: Tensor, is_first: Tensor, state: Any, /) -> tuple[Tensor, Any]:
+    def act(obs: Observation, is_first: Tensor, state: Any, /) -> tuple[Tensor, Any]:
         """Draw an action; the arguments don't matter, and the state passes through."""
         if isinstance(generator, torch.Generator):
             uniform = torch.rand(1, action_dim, generator=generator)
@@ -159,29 +161,67 @@ def _action_dim(env: Environment) -> int | None:
     return int(shape[0])
 
 
-def _checked_obs(given: Any, step: int, first: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
-    """Return a copy of the environment's observation as uint8 or float32, or raise; all are like the first."""
+def _tensors(obs: Array | dict[str, Array]) -> Observation:
+    """Return a copy of an observation as tensors [1, ...]."""
+    if isinstance(obs, dict):
+        return {name: torch.from_numpy(value.copy())[None] for name, value in obs.items()}
+    return torch.from_numpy(obs.copy())[None]
+
+
+def _stacked(rows: list[Any]) -> Array | dict[str, Array]:
+    """Return the rows of an episode as arrays [L, ...]."""
+    if isinstance(rows[0], dict):
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return np.stack(rows)
+
+
+def _checked_obs(given: Any, step: int, first: Array | dict[str, Array] | None) -> Array | dict[str, Array]:
+    """Return a copy of the environment's observation as uint8 and float32, or raise; all are like the first."""
+    name = f"step {step}: observation"
+    if not isinstance(given, Mapping):
+        if isinstance(first, dict):
+            kind = type(given).__name__
+            raise TypeError(f"{name} must be a dictionary with the entries {list(first)} as at reset, got {kind}")
+        return _checked_array(name, given, first)
+    if isinstance(first, np.ndarray):
+        raise TypeError(f"{name} must be {first.dtype} {list(first.shape)} as at reset, got a dictionary")
+    check_names(name, given)
+    if first is None:
+        return {key: _checked_array(f"{name}[{key!r}]", value, None) for key, value in given.items()}
+    if set(given) != set(first):
+        raise ValueError(
+            f"{name} must have the entries {list(first)} as at reset, got {list(given)}; give the same at every step"
+        )
+    return {key: _checked_array(f"{name}[{key!r}]", given[key], like) for key, like in first.items()}
+
+
+def _checked_array(name: str, given: Any, first: Array | None) -> Array:
+    """Return a copy of an observation, or of an entry, as uint8 or float32, or raise; all are like the first."""
+    if isinstance(given, Mapping):
+        raise TypeError(f"{name} must be an array, got a dictionary; flatten nested dictionaries into one")
     obs = np.asarray(given)
-    if obs.dtype == np.uint8:
-        kind = "a uint8 image (C, Y, X)"
-        fits = obs.ndim == 3
-    elif np.issubdtype(obs.dtype, np.floating):
-        kind = "a vector (N,) of floats"
-        fits = obs.ndim == 1
-    else:
-        raise TypeError(f"step {step}: observation must be uint8 pixels or a float vector, got {obs.dtype}; convert it")
-    if not fits or 0 in obs.shape:
-        raise ValueError(f"step {step}: observation must be {kind}, got {obs.dtype} {list(obs.shape)}")
-    if obs.dtype != np.uint8:
+    is_float = np.issubdtype(obs.dtype, np.floating)
+    got = f"got {obs.dtype} {list(obs.shape)}"
+    if obs.dtype != np.uint8 and not is_float:
+        raise TypeError(f"{name} must be uint8 pixels or a float vector, got {obs.dtype}; convert it")
+    if is_float and obs.ndim == 3:
+        raise TypeError(f"{name} must be a uint8 image (C, Y, X) or a vector (N,) of floats, {got}; {FLOAT_IMAGE}")
+    if obs.ndim != (1 if is_float else 3) or 0 in obs.shape:
+        kind = "a vector (N,) of floats" if is_float else "a uint8 image (C, Y, X)"
+        raise ValueError(f"{name} must be {kind}, {got}")
+    if looks_channels_last(obs.shape):
+        raise ValueError(
+            f"{name} must be a uint8 image (C, Y, X), channels first, {got}, which is channels last; give "
+            "obs.transpose(2, 0, 1) (in torch, obs.movedim(-1, 0))"
+        )
+    if is_float:
         with np.errstate(over="ignore"):  # what overflows becomes inf, which the next check names
             obs = obs.astype(np.float32)
         if not np.isfinite(obs).all():
-            raise ValueError(f"step {step}: observation must be finite in float32, got {obs[~np.isfinite(obs)][0]}")
+            raise ValueError(f"{name} must be finite in float32, got {obs[~np.isfinite(obs)][0]}")
     if first is not None and (obs.shape != first.shape or obs.dtype != first.dtype):
-        raise ValueError(
-            f"step {step}: observation must be {first.dtype} {list(first.shape)} as at reset, "
-            f"got {obs.dtype} {list(obs.shape)}"
-        )
+        expected = f"{first.dtype} {list(first.shape)}"
+        raise ValueError(f"{name} must be {expected} as at reset, got {obs.dtype} {list(obs.shape)}")
     return obs.copy()
 
 

@@ -4,7 +4,8 @@ A run that is stopped at any moment leaves only complete episodes behind, from w
 `Episode` and its files, and neither replay nor environments. NumPy's own reader opens the files; nothing in them is
 ever unpickled.
 
-The files are compressed: rendered frames, smooth for the most part, shrink well.
+The files are compressed: rendered frames, smooth for the most part, shrink well. One array per field of `Episode`;
+where observations are dictionaries, their entries are the arrays `obs/NAME`.
 
 Source: google-research/planet, `tools/numpy_episodes.py`.
 Differences from the source: names that sort by collection order; files appear atomically; nothing is overwritten
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from planet_lib.data._checks import check_episode
+from planet_lib.data._obs import flat_fields, nested_obs
 from planet_lib.types import Episode
 
 _NAME = re.compile(r"episode-(\d{6,})-(\d{4,})\.npz")
@@ -72,7 +74,7 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **episode._asdict())
+            np.savez_compressed(file, **flat_fields(episode._asdict()))
             file.flush()
             os.fsync(file.fileno())
         for path in old:  # first, so that a kill in between can't leave two files of one index
@@ -94,12 +96,15 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
     content = io.BytesIO(Path(path).read_bytes())  # a disk that fails does so here; below, only the content can
     try:
         with zipfile.ZipFile(content) as archive:
-            names = {Path(name).stem for name in archive.namelist()}
-        if names != set(Episode._fields):
-            raise ValueError(f"it holds {sorted(names)} instead of {sorted(Episode._fields)}")
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        obs_names = [name for name in names if name == "obs" or name.startswith("obs/")]
+        others = set(Episode._fields) - {"obs"}
+        if not obs_names or ("obs" in obs_names and obs_names != ["obs"]) or set(names) - set(obs_names) != others:
+            raise ValueError(f"it holds {sorted(names)} instead of {sorted(Episode._fields)}, or obs/NAME for obs")
         content.seek(0)
         with np.load(content, allow_pickle=False) as arrays:
-            episode = Episode(**{name: arrays[name] for name in Episode._fields})
+            obs = nested_obs({name: arrays[name] for name in obs_names})
+            episode = Episode(obs=obs, **{name: arrays[name] for name in others})
         check_episode(episode)
     except _DAMAGE as error:
         raise ValueError(f"{path} is not a whole episode file ({error}); remove it or restore it") from error

@@ -2,8 +2,8 @@
 
 Pixels stay uint8 in environments, replay and files. `dequantise` turns them into floats once per batch and once per
 act, on the device of the images, and the encoder and the image term of the objective receive the *same* floats.
-`to_uint8` goes the other way, to show reconstructions. Neither knows models, replay or environments; vector
-observations don't pass through here.
+`prepare` does so for whatever an observation is made of: images become floats, vectors pass, dictionaries go entry by
+entry. `to_uint8` goes the other way, to show reconstructions. None of them knows models, replay or environments.
 
 Source: Hafner et al. 2019 (arXiv:1811.04551), section 5, "5 bit depth"; google-research/planet, `tools/preprocess.py`.
 Differences from the source: the noise is drawn as bytes, eight to one draw of the generator, to save time. It
@@ -11,8 +11,12 @@ therefore takes 256 evenly spaced values inside each level, at their centres, wh
 distribution and whose variance is smaller by 1 / 65536 of it.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
+
+from planet_lib.types import Observation
 
 _BYTES_PER_DRAW = 8
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
@@ -67,6 +71,61 @@ def dequantise(
     return fixed_point.to(wide).add_(0.5).mul_(2.0 ** -(bits + 8)).to(dtype)
 
 
+@overload
+def prepare(
+    obs: Tensor, *, bits: int = 5, noise: Observation | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor: ...
+
+
+@overload
+def prepare(
+    obs: dict[str, Tensor], *, bits: int = 5, noise: Observation | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]: ...
+
+
+def prepare(
+    obs: Observation, *, bits: int = 5, noise: Observation | None = None, dtype: torch.dtype = torch.float32
+) -> Observation:
+    """Turn an observation into the floats that encoder and objective take: `dequantise` where it is uint8.
+
+    Tensors of floats, such as vectors, pass through as they are, of whatever floating type. A dictionary gives a new
+    one of the same names, each entry by the same rule. Reads types and shapes only, so that no device is waited for.
+
+    Args:
+        obs: pixels [..., C, Y, X] uint8, floats of any shape, or a dictionary of such, on any device; unchanged.
+        bits: the bit depth kept of pixels, 1 to 8.
+        noise: as in `dequantise`, to replay a conversion; where obs is a dictionary, one with an entry for each that is
+            uint8. Floats need none, and any that is given for them is not used. None draws it.
+        dtype: the floating type that pixels become.
+
+    Raises:
+        TypeError: where obs or an entry is neither a uint8 nor a floating tensor, or noise is of another kind than obs.
+        ValueError: where the dictionary is empty, or noise lacks an entry or has one that obs has not; otherwise as
+            `dequantise`.
+
+    Example:
+        >>> import torch
+        >>> seen = {"camera": torch.full((1, 1, 2), 255, dtype=torch.uint8), "joints": torch.tensor([1.5, -2.0])}
+        >>> floats = prepare(seen, noise={"camera": torch.zeros(1, 1, 2)})
+        >>> floats["camera"], floats["joints"] is seen["joints"]
+        (tensor([[[0.4688, 0.4688]]]), True)
+    """
+    if not isinstance(obs, dict):
+        if isinstance(noise, dict):
+            raise TypeError("noise must be a tensor or None, as obs is no dictionary, got a dictionary")
+        return _prepare("obs", obs, bits, noise, dtype)
+    if not obs:
+        raise ValueError("obs must have at least one entry, got an empty dictionary")
+    if noise is None:
+        return {name: _prepare(f"obs[{name!r}]", value, bits, None, dtype) for name, value in obs.items()}
+    if not isinstance(noise, dict):
+        raise TypeError(f"noise must be a dictionary or None, as obs is a dictionary, got {_describe(noise)}")
+    needed = [name for name, value in obs.items() if isinstance(value, Tensor) and value.dtype == torch.uint8]
+    if any(name not in noise for name in needed) or any(name not in obs for name in noise):
+        raise ValueError(f"noise must have the entries {needed}, those of obs that are uint8, got {list(noise)}")
+    return {name: _prepare(f"obs[{name!r}]", value, bits, noise.get(name), dtype) for name, value in obs.items()}
+
+
 def to_uint8(image: Tensor) -> Tensor:
     """Turn floats in [-0.5, 0.5) into uint8 pixels, to be shown: floor((image + 0.5) * 256), clipped to 0 ... 255.
 
@@ -92,6 +151,18 @@ def to_uint8(image: Tensor) -> Tensor:
         raise TypeError(f"image must be a floating tensor with values in [-0.5, 0.5), got {_describe(image)}")
     wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
     return wide.add(0.5).mul_(256).nan_to_num_(nan=0.0).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def _prepare(name: str, obs: object, bits: int, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Dequantise one tensor where it is uint8, and hand it back where it is floating."""
+    if not isinstance(obs, Tensor):
+        remedy = "; flatten nested dictionaries into one" if isinstance(obs, dict) else ""
+        raise TypeError(f"{name} must be a uint8 or float tensor, got {type(obs).__name__}{remedy}")
+    if obs.dtype == torch.uint8:
+        return dequantise(obs, bits=bits, noise=noise, dtype=dtype)
+    if not obs.is_floating_point():
+        raise TypeError(f"{name} must be uint8 (images) or float (vectors), got {obs.dtype}")
+    return obs
 
 
 def _random_bytes(like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Differences from the sources: a fixed number of rows, of which the oldest whole 
 never cross from one episode into the next; sampling touches no Python object per step or episode.
 """
 
+import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,8 @@ import torch
 from numpy.typing import DTypeLike
 
 from planet_lib._shapes import check_positive
-from planet_lib.data._checks import OBS_DTYPES, check_episode
+from planet_lib.data._checks import check_episode
+from planet_lib.data._obs import check_names, dtype_of, flat_fields, looks_channels_last, nested_obs
 from planet_lib.types import Batch, Episode
 
 
@@ -40,18 +42,21 @@ class SequenceReplay:
 
     Args:
         capacity: rows to hold, at most; an episode of n environment steps has n + 1 rows.
-        obs_shape: the shape of one observation: (C, Y, X) for pixels, (N,) for vectors.
+        obs_shape: the shape of one observation: (C, Y, X) for pixels, channels first, (N,) for vectors, or a mapping
+            from names to such shapes where observations are dictionaries.
         action_dim: A, the length of an action.
-        obs_dtype: uint8 for pixels, float32 for vectors.
+        obs_dtype: None takes what the shape says: uint8 for (C, Y, X), float32 for (N,). There are no others, so a
+            type that is given (by name where the shapes are) is only held against them.
         seed: starts the sampler's own generator; nothing else in the program moves it.
 
     Raises:
-        ValueError: where a size isn't positive.
-        TypeError: where obs_dtype is neither uint8 nor float32.
+        ValueError: where a size isn't positive, a shape is neither (C, Y, X) nor (N,) or looks like channels last, or a
+            name is empty or has a slash, backslash or dot in it.
+        TypeError: where obs_dtype is not that of the shape, or a name is no string.
 
     Example:
         >>> import numpy as np
-        >>> replay = SequenceReplay(1000, obs_shape=(2,), action_dim=1, obs_dtype=np.float32)
+        >>> replay = SequenceReplay(1000, obs_shape=(2,), action_dim=1)
         >>> flags = np.zeros(20, bool)
         >>> replay.add(Episode(obs=np.ones((20, 2), np.float32), action=np.zeros((20, 1), np.float32),
         ...     reward=np.zeros(20, np.float32), is_first=np.arange(20) == 0, terminated=flags, truncated=flags))
@@ -64,19 +69,16 @@ class SequenceReplay:
         self,
         capacity: int,
         *,
-        obs_shape: Sequence[int],
+        obs_shape: Sequence[int] | Mapping[str, Sequence[int]],
         action_dim: int,
-        obs_dtype: DTypeLike = np.uint8,
+        obs_dtype: DTypeLike | Mapping[str, DTypeLike] | None = None,
         seed: int = 0,
     ) -> None:
         check_positive(capacity=capacity, action_dim=action_dim)
-        if len(obs_shape) < 1 or min(obs_shape) < 1:
-            raise ValueError(f"obs_shape must be (C, Y, X) or (N,), of positive sizes, got {tuple(obs_shape)}")
-        if np.dtype(obs_dtype) not in OBS_DTYPES:
-            raise TypeError(f"obs_dtype must be uint8 (pixels) or float32 (vectors), got {np.dtype(obs_dtype)}")
-        self._obs_shape = tuple(int(size) for size in obs_shape)
+        self._obs_shape = _checked_shapes(obs_shape, obs_dtype)
+        self._flat_shapes: dict[str, tuple[int, ...]] = flat_fields({"obs": self._obs_shape})
         self._arrays = {
-            "obs": np.empty((capacity, *self._obs_shape), obs_dtype),
+            **{name: np.empty((capacity, *shape), dtype_of(shape)) for name, shape in self._flat_shapes.items()},
             "action": np.empty((capacity, action_dim), np.float32),
             "reward": np.empty(capacity, np.float32),
             "is_first": np.empty(capacity, np.bool_),
@@ -123,8 +125,7 @@ class SequenceReplay:
             TypeError: where a field isn't an array of its type.
             ValueError: where a shape or value is wrong, or the episode is longer than the capacity.
         """
-        replayed = self._arrays["obs"], self._arrays["action"]
-        check_episode(episode, obs_shape=self._obs_shape, obs_dtype=replayed[0].dtype, action_dim=replayed[1].shape[1])
+        check_episode(episode, obs_shape=self._obs_shape, action_dim=self._arrays["action"].shape[1])
         length = len(episode.reward)
         if length > self.capacity:
             raise ValueError(f"episode must have at most capacity={self.capacity} rows, got {length}; raise capacity")
@@ -132,8 +133,9 @@ class SequenceReplay:
             self._num_steps -= self._episodes.popleft()[1]
         start = self._next_row
         head = min(length, self.capacity - start)  # the rows before the end of the ring; the others go to its front
+        fields = flat_fields(episode._asdict())
         for name, array in self._arrays.items():
-            rows = getattr(episode, name)
+            rows = fields[name]
             array[start : start + head] = rows[:head]
             array[: length - head] = rows[head:]
         self._episodes.append((start, length))
@@ -155,7 +157,8 @@ class SequenceReplay:
             uniform: "episodes" or "steps".
 
         Returns:
-            A `Batch` [T, B, ...] on the CPU, a copy: observations of the stored type, `mask` all True.
+            A `Batch` [T, B, ...] on the CPU, a copy: observations of the stored type, a dictionary where `obs_shape` is
+            a mapping; `mask` all True.
 
         Raises:
             ValueError: where no stored episode has `length` rows, or an argument is out of range.
@@ -176,7 +179,7 @@ class SequenceReplay:
         fields = {name: torch.index_select(flat, 0, index) for name, flat in self._rows.items()}
         shape = (length, batch_size)
         return Batch(
-            obs=fields["obs"].view(*shape, *self._obs_shape),
+            obs=nested_obs({name: fields[name].view(*shape, *size) for name, size in self._flat_shapes.items()}),
             action=fields["action"].view(*shape, -1),
             reward=fields["reward"].view(shape),
             is_first=fields["is_first"].view(shape),
@@ -218,3 +221,45 @@ class SequenceReplay:
             counts = lengths[fits] - length + 1
             self._windows[length] = _Windows(starts=starts[fits], counts=counts, ends=np.cumsum(counts))
         return self._windows[length]
+
+
+def _checked_shapes(
+    obs_shape: Sequence[int] | Mapping[str, Sequence[int]], obs_dtype: DTypeLike | Mapping[str, DTypeLike] | None
+) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """Return the shapes as tuples, by name where they are, or raise; the types must be the ones that shapes have."""
+    if not isinstance(obs_shape, Mapping):
+        if isinstance(obs_dtype, Mapping):
+            raise TypeError(f"obs_dtype must be one type, as obs_shape is one shape, got {obs_dtype}")
+        return _checked_shape("obs_shape", obs_shape, "obs_dtype", obs_dtype)
+    check_names("obs_shape", obs_shape)
+    dtypes: Any = dict.fromkeys(obs_shape) if obs_dtype is None else obs_dtype
+    if not isinstance(dtypes, Mapping):
+        raise TypeError(f"obs_dtype must be None or a mapping with the entries of obs_shape, got {obs_dtype!r}")
+    if set(dtypes) != set(obs_shape):
+        raise ValueError(f"obs_dtype must have the entries {list(obs_shape)} of obs_shape, got {list(dtypes)}")
+    return {
+        name: _checked_shape(f"obs_shape[{name!r}]", shape, f"obs_dtype[{name!r}]", dtypes[name])
+        for name, shape in obs_shape.items()
+    }
+
+
+def _checked_shape(shape_name: str, given: Sequence[int], dtype_name: str, dtype: DTypeLike | None) -> tuple[int, ...]:
+    """Return one shape as a tuple, or raise where it or its type is none that observations have."""
+    try:
+        shape = tuple(operator.index(size) for size in given)
+    except TypeError as error:
+        raise TypeError(f"{shape_name} must be (C, Y, X) or (N,), whole numbers, got {given!r}") from error
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ValueError(f"{shape_name} must be (C, Y, X) or (N,), of positive sizes, got {shape}")
+    if looks_channels_last(shape):
+        first = (shape[2], *shape[:2])
+        raise ValueError(
+            f"{shape_name} must be (C, Y, X), channels first, got {shape}; give {first}, and images as "
+            "obs.transpose(2, 0, 1) (in torch, obs.movedim(-1, 0))"
+        )
+    if dtype is not None and np.dtype(dtype) != dtype_of(shape):
+        raise TypeError(
+            f"{dtype_name} must be uint8 for pixels (C, Y, X) and float32 for vectors (N,), got {np.dtype(dtype)} for "
+            f"{shape}; leave it out"
+        )
+    return shape

@@ -1,7 +1,8 @@
 """Environments by name or constructor, all of them with the same contract.
 
 `make_env` is what most users need: it returns a Gymnasium environment whose actions live in [-1, 1], whose
-observations are uint8 images [C, Y, X] or float32 vectors [N], and whose rewards are summed over the action repeat.
+observations are uint8 images [C, Y, X], float32 vectors [N] or dictionaries of such, and whose rewards are summed over
+the action repeat.
 The contract itself is `planet_lib.envs.wrappers.StandardEnv`.
 
 This package stands alone: it imports nothing else of planet_lib, and the rest of planet_lib never imports it. It

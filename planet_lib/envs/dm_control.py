@@ -38,7 +38,8 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
     Args:
         domain: such as "cartpole".
         task: such as "balance".
-        obs: with "pixels", the renderer is made now, and so fails now; with "state" only at the first `render`.
+        obs: with "pixels" or "both", the renderer is made now, and so fails now; with "state" only at the first
+            `render`.
         image_size: (Y, X) of the frames.
         camera: a fixed camera by index or name, -1 for the free one; None is camera 0, as in the paper's code.
         quality: see `planet_lib.envs.rendering.tune`.
@@ -81,7 +82,7 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         self.action_space = spaces.Box(low, high, action.shape, np.float64)
         size = sum(int(np.prod(spec.shape)) for spec in vector.values())
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float64)
-        if obs == "pixels":
+        if obs != "state":
             self._open_camera()
 
     @property

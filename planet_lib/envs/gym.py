@@ -17,7 +17,7 @@ from planet_lib.envs.rendering import Quality, close_at_exit, no_gl_message, sel
 def make_gym(
     name: str, *, obs: str, image_size: tuple[int, int], camera: int | str | None, **kwargs: Any
 ) -> gymnasium.Env[Any, Any]:
-    """Return `gymnasium.make(name, **kwargs)`, ready to render where `obs` is "pixels".
+    """Return `gymnasium.make(name, **kwargs)`, ready to render unless `obs` is "state".
 
     MuJoCo environments of Gymnasium draw at `image_size` and take a `camera` (name or index; None is their own
     moving one); the others draw at their own size and know no camera. Without pixels nothing that draws is loaded.
@@ -46,7 +46,7 @@ def make_gym(
     if is_mujoco:
         _load_mujoco(obs)
     settings: dict[str, Any] = {"disable_env_checker": True}
-    if obs == "pixels":
+    if obs != "state":
         settings["render_mode"] = "rgb_array"
         if is_mujoco:
             settings.update(height=image_size[0], width=image_size[1])
@@ -112,7 +112,7 @@ def _one_line(error: Exception) -> str:
 def _load_mujoco(obs: str) -> None:
     """Import mujoco with the GL backend that `obs` needs, or raise with the remedy."""
     require("mujoco", extra="gym")
-    backend = select_backend(required=obs == "pixels")
+    backend = select_backend(required=obs != "state")
     try:
         importlib.import_module("mujoco")
     except (AttributeError, RuntimeError) as error:

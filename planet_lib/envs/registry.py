@@ -17,7 +17,8 @@ from planet_lib.envs.rendering import Quality, check_quality, no_gl_message, sel
 if TYPE_CHECKING:
     import gymnasium
 
-    from planet_lib.envs.wrappers import Obs, StandardEnv
+    from planet_lib.envs.observations import Obs
+    from planet_lib.envs.wrappers import StandardEnv
 
 _PAPER_REPEATS = {"cartpole": 8, "reacher": 4, "cheetah": 4, "finger": 2, "ball_in_cup": 4, "walker": 2}
 
@@ -34,15 +35,16 @@ def make_env(
 ) -> "StandardEnv":
     """Return an environment under planet_lib's contract (`planet_lib.envs.wrappers.StandardEnv`).
 
-    Whatever `env` is, the result observes uint8 [C, Y, X] or float32 [N], takes actions [A] in [-1, 1], sums the
-    rewards over `action_repeat` steps, keeps terminated and truncated apart, plays exactly the same episode after
-    `reset(seed=...)` with the same seed and actions, and frees its renderer in `close()`.
+    Whatever `env` is, the result observes uint8 [C, Y, X], float32 [N] or a dictionary of such, takes actions [A] in
+    [-1, 1], sums the rewards over `action_repeat` steps, keeps terminated and truncated apart, plays exactly the same
+    episode after `reset(seed=...)` with the same seed and actions, and frees its renderer in `close()`.
 
     Args:
         env: "dmc:domain-task" for dm_control's suite ("dmc:cartpole-balance", "dmc:ball_in_cup-catch"), "gym:id" for
             Gymnasium ("gym:Pendulum-v1", "gym:HalfCheetah-v5"), or a callable that returns a Gymnasium environment.
-        obs: "pixels" or "state". Pixels of a callable's or Gymnasium's environment are its own observation where that
-            is a uint8 image, and otherwise what it renders (a callable sets render_mode="rgb_array").
+        obs: "pixels", "state" or "both", a dictionary of these two. Pixels of a callable's or Gymnasium's environment
+            are its own observation where that is a uint8 image, and otherwise what it renders (a callable sets
+            render_mode="rgb_array"). An environment that observes a dictionary with images in it gives its own entries.
         image_size: (Y, X) of the pixels.
         action_repeat: environment steps per decision; None for `default_action_repeat(env)`.
         camera: index or name, for MuJoCo environments by name; None is the suite's camera 0, Gymnasium's own view.
@@ -66,8 +68,8 @@ def make_env(
         (True, False, False)
         >>> env.close()
     """
-    if obs not in ("pixels", "state"):
-        raise ValueError(f'obs must be "pixels" or "state", got {obs!r}')
+    if obs not in ("pixels", "state", "both"):
+        raise ValueError(f'obs must be "pixels", "state" or "both", got {obs!r}')
     size = _check_size(image_size)
     check_quality(quality)
     usual = default_action_repeat(env)
@@ -122,7 +124,7 @@ def _from_suite(name: str, *, obs: str, **settings: Any) -> "gymnasium.Env[Any, 
     if not (domain and dash and task):
         raise ValueError(f'env must be "dmc:domain-task", such as "dmc:cartpole-balance", got {name!r}')
     require("gymnasium", "dm_control", "mujoco", extra="dmc")
-    backend = select_backend(required=obs == "pixels")
+    backend = select_backend(required=obs != "state")
     try:
         from planet_lib.envs.dm_control import DMControlEnv  # noqa: PLC0415 -- an extra, and after the choice of GL
     except ModuleNotFoundError:

@@ -5,15 +5,16 @@ decoder is a cheap alternative for machines without a GPU.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_image_shape, check_last, check_positive
-from planet_lib.models.encoders import apply_layers, check_patch
+from planet_lib._shapes import check_choice, check_image_shape, check_last, check_positive
+from planet_lib.models._layers import ACTIVATIONS, apply_layers
+from planet_lib.models.encoders import check_names, check_patch
 
 
 class Decoder(nn.Module):
@@ -146,8 +147,49 @@ class PatchDecoder(nn.Module):
         return image.reshape(*features.shape[:-1], *self.obs_shape)
 
 
+class DictDecoder(nn.Module):
+    """Predict the means of several things seen at once, each by its own decoder.
+
+    Shapes: features [..., F] -> a dictionary of what the decoders predict.
+
+    Args:
+        decoders: name -> decoder, all of one feature_dim; the names are those in the observation.
+
+    Raises:
+        ValueError: no decoder, a name that is empty or has a dot, or decoders of different feature_dim.
+        TypeError: a decoder that is no `nn.Module` with a feature_dim.
+
+    Source: ours.
+
+    Example:
+        >>> decoder = DictDecoder({"camera": Decoder(230, (3, 64, 64)), "joints": Decoder(230, (5,))})
+        >>> {name: tuple(mean.shape) for name, mean in decoder(torch.zeros(2, 230)).items()}
+        {'camera': (2, 3, 64, 64), 'joints': (2, 5)}
+    """
+
+    def __init__(self, decoders: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        check_names("decoders", decoders)
+        sizes = {}
+        for name, decoder in decoders.items():
+            size = getattr(decoder, "feature_dim", None)
+            if not isinstance(decoder, nn.Module) or not isinstance(size, int):
+                raise TypeError(
+                    f"decoders[{name!r}] must be a torch.nn.Module with a feature_dim, got {type(decoder).__name__}"
+                )
+            sizes[name] = size
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"decoders must all have one feature_dim, the cell's, got {sizes}")
+        self.decoders = nn.ModuleDict(decoders)
+        self.feature_dim = next(iter(sizes.values()))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Predict a dictionary of observations from features [..., F]."""
+        return {name: decoder(features) for name, decoder in self.decoders.items()}
+
+
 class RewardHead(nn.Module):
-    """Predict the mean of the reward (of the whole action repeat) with linear layers and relu between them.
+    """Predict the mean of the reward (of the whole action repeat) from linear layers with an activation between them.
 
     Shapes: features [..., F] -> [...].
 
@@ -155,9 +197,10 @@ class RewardHead(nn.Module):
         feature_dim: F, the cell's feature_dim.
         hidden_dim: size of the hidden layers.
         num_hidden: hidden layers; the paper has 2 of 200, google-research/planet 3 of 300.
+        activation: behind each hidden layer: relu, elu, silu, gelu or tanh.
 
     Raises:
-        ValueError: a size below 1; features do not end in F when called.
+        ValueError: a size below 1, an unknown activation; features do not end in F when called.
 
     Source: arXiv:1811.04551, appendix A.
 
@@ -166,17 +209,40 @@ class RewardHead(nn.Module):
         torch.Size([50, 2])
     """
 
-    def __init__(self, feature_dim: int, *, hidden_dim: int = 200, num_hidden: int = 2) -> None:
+    def __init__(
+        self, feature_dim: int, *, hidden_dim: int = 200, num_hidden: int = 2, activation: str = "relu"
+    ) -> None:
         super().__init__()
         check_positive(feature_dim=feature_dim, hidden_dim=hidden_dim, num_hidden=num_hidden)
-        self.feature_dim = feature_dim
+        check_choice("activation", activation, ACTIVATIONS)
+        self.feature_dim, self.activation = feature_dim, activation
         widths = [feature_dim] + [hidden_dim] * num_hidden + [1]
         self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(widths))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Predict rewards [...] from features [..., F]."""
+        """Predict one number [...] from features [..., F]."""
         check_last("features", features, self.feature_dim, because="the head's feature_dim")
-        return apply_layers(self.layers, features).squeeze(-1)
+        return apply_layers(self.layers, features, self.activation).squeeze(-1)
+
+
+class ContinueHead(RewardHead):
+    """Predict whether the episode goes on after a state, as the logit of its probability.
+
+    p(goes on | features) = sigmoid(logit). For environments that terminate: `elbo_loss` trains it on "not terminated",
+    and `LatentDynamics` counts imagined rewards only as far as the episode is likely to get.
+
+    Shapes: features [..., F] -> logits [...].
+
+    Args and errors as those of `RewardHead`, whose layers it has.
+
+    Source: Dreamer (arXiv:1912.01603), which predicts discounts in the same way; PlaNet's tasks never end early.
+
+    Example:
+        >>> head = ContinueHead(230)
+        >>> probability = torch.sigmoid(head(torch.zeros(50, 2, 230)))
+        >>> probability.shape
+        torch.Size([50, 2])
+    """
 
 
 class _VectorDecoder(nn.Module):

@@ -6,6 +6,7 @@ stem as a cheap alternative for machines without a GPU.
 """
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from planet_lib._shapes import check_image_shape, check_last, check_positive
+from planet_lib.models._layers import apply_layers
 
 
 def conv_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -161,12 +163,60 @@ class VectorEncoder(nn.Module):
         return apply_layers(self.layers, obs)
 
 
-def apply_layers(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
-    """Apply linear layers with relu between them and none after the last."""
-    for layer in layers[:-1]:
-        hidden = torch.relu(layer(hidden))
-    output: Tensor = layers[-1](hidden)
-    return output
+class DictEncoder(nn.Module):
+    """Encoder of several things seen at once, each by its own encoder: their embeddings side by side.
+
+    embed = [encoder_1(obs[name_1]), encoder_2(obs[name_2]), ...], in the order in which the encoders were given.
+
+    Shapes: obs a dictionary of what the encoders take, the leading axes the same -> [..., E] with E = embed_dim.
+
+    Args:
+        encoders: name -> encoder with an `embed_dim`; the names are those in the observation.
+
+    Raises:
+        ValueError: no encoder, a name that is empty or has a dot, or, when called, other names than these.
+        TypeError: an encoder that is no `nn.Module` with an embed_dim, or an observation that is no dictionary.
+
+    Source: ours.
+
+    Example:
+        >>> encoder = DictEncoder({"camera": ConvEncoder((3, 64, 64)), "joints": VectorEncoder(5, embed_dim=64)})
+        >>> encoder({"camera": torch.zeros(50, 2, 3, 64, 64), "joints": torch.zeros(50, 2, 5)}).shape
+        torch.Size([50, 2, 1088])
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        check_names("encoders", encoders)
+        sizes: list[int] = []
+        for name, encoder in encoders.items():
+            size = getattr(encoder, "embed_dim", None)
+            if not isinstance(encoder, nn.Module) or not isinstance(size, int):
+                raise TypeError(
+                    f"encoders[{name!r}] must be a torch.nn.Module with an embed_dim, got {type(encoder).__name__}"
+                )
+            sizes.append(size)
+        self.encoders = nn.ModuleDict(encoders)
+        self.embed_dim = sum(sizes)
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        """Embed a dictionary of observations as [..., E]."""
+        if not isinstance(obs, dict):
+            raise TypeError(f"obs must be a dictionary of {', '.join(self.encoders)}, got {type(obs).__name__}")
+        if set(obs) != set(self.encoders):
+            raise ValueError(f"obs must have the entries {', '.join(self.encoders)}, got {', '.join(obs) or 'none'}")
+        return torch.cat([encoder(obs[name]) for name, encoder in self.encoders.items()], -1)
+
+
+def check_names(argument: str, parts: Mapping[str, nn.Module]) -> None:
+    """Raise unless there are parts, under names that can stand in a state dict."""
+    if not parts:
+        raise ValueError(f"{argument} must hold at least one entry, got none")
+    for name in parts:
+        if not isinstance(name, str) or not name or "." in name or "/" in name:
+            raise ValueError(f"{argument} must have names without dots and slashes, got {name!r}")
+        if hasattr(nn.ModuleDict, name) or name == "training":
+            raise ValueError(f"{argument} must have names that torch.nn.ModuleDict has not taken, got {name!r}")
 
 
 def check_patch(image_shape: tuple[int, int, int], patch: int) -> int:

@@ -36,6 +36,7 @@ def kl_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tens
 
     Per dimension: ln(other_std / std) + (std^2 + (mean - other_mean)^2) / (2 other_std^2) - 1/2. It is never negative,
     zero only for equal distributions, and not symmetric: the first one is what the expectation is taken over.
+    Types narrower than float32 are widened to it first.
 
     Args:
         mean: [..., S] of the first distribution.
@@ -51,6 +52,7 @@ def kl_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tens
         >>> kl_divergence(one, one, zero, one)
         tensor(1.5000)
     """
+    mean, std, other_mean, other_std = (widen(value) for value in (mean, std, other_mean, other_std))
     ratio = std / other_std
     shift = (mean - other_mean) / other_std
     return (0.5 * (ratio.square() + shift.square() - 1.0) - ratio.log()).sum(-1)
@@ -65,10 +67,21 @@ def log_density(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         std: [..., S], positive.
 
     Returns:
-        [...] nats.
+        [...] nats, in float32 at least.
 
     Example:
         >>> log_density(torch.zeros(1), torch.zeros(1), torch.ones(1))
         tensor(-0.9189)
     """
+    value, mean, std = widen(value), widen(mean), widen(std)
     return (-0.5 * ((value - mean) / std).square() - std.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+
+def widen(value: Tensor) -> Tensor:
+    """Return `value` in float32 where its type is narrower (bfloat16, float16), else as it is.
+
+    Example:
+        >>> widen(torch.zeros(1, dtype=torch.bfloat16)).dtype, widen(torch.zeros(1, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

@@ -17,11 +17,11 @@ from planet_lib.models.world_model import WorldModel
 
 _NAMES = {
     "transition_model": {
-        "fc_embed_state_action": "path.embed",
+        "fc_embed_state_action": "path.layers.0",
         "rnn": "path.gru",
-        "fc_embed_belief_prior": "prior_head.hidden",
+        "fc_embed_belief_prior": "prior_head.layers.0",
         "fc_state_prior": "prior_head.out",
-        "fc_embed_belief_posterior": "posterior_head.hidden",
+        "fc_embed_belief_posterior": "posterior_head.layers.0",
         "fc_state_posterior": "posterior_head.out",
     },
     "reward_model": {"fc1": "layers.0", "fc2": "layers.1", "fc3": "layers.2"},

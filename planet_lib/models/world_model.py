@@ -1,4 +1,4 @@
-"""The four parts of a world model, kept together. No loss, no optimiser, no device, no configuration."""
+"""The parts of a world model, kept together. No loss, no optimiser, no device, no configuration."""
 
 from typing import Any
 
@@ -11,19 +11,21 @@ _CELL_MEMBERS = ("action_dim", "feature_dim", "noise_dim", "prior")
 
 
 class WorldModel(nn.Module):
-    """Encoder, cell, decoder and reward head of one model of the world.
+    """Encoder, cell, decoder and heads of one model of the world.
 
     A container and nothing else: use its parts by name (`model.encoder(images)`, `model.reward_head(features)`), pass
     it to `elbo_loss`, `latent_overshooting` and `LatentDynamics`, and save it by its `state_dict`.
 
     Args:
-        encoder: observations [..., C, Y, X] or [..., N] -> embeddings [..., E].
+        encoder: observations [..., C, Y, X] or [..., N], or a dictionary of such -> embeddings [..., E].
         cell: any `Cell`; an `nn.Module` if it has parameters.
-        decoder: features [..., F] -> the mean of the observation.
+        decoder: features [..., F] -> the mean of the observation, or a dictionary of means.
         reward_head: features [..., F] -> the mean of the reward [...].
+        continue_head: features [..., F] -> logits [...] of the episode's going on; None where episodes never end by
+            themselves.
 
     Raises:
-        TypeError: encoder, decoder or reward_head is not an `nn.Module`, or cell has no sizes or prior
+        TypeError: encoder, decoder or a head is not an `nn.Module`, or cell has no sizes or prior
             (the members of `Cell` that every use needs; the others are looked for where they are used).
         ValueError: sizes of the parts do not fit each other.
 
@@ -38,7 +40,14 @@ class WorldModel(nn.Module):
 
     cell: Cell[Any]
 
-    def __init__(self, encoder: nn.Module, cell: Cell[Any], decoder: nn.Module, reward_head: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        cell: Cell[Any],
+        decoder: nn.Module,
+        reward_head: nn.Module,
+        continue_head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         missing = [name for name in _CELL_MEMBERS if not hasattr(cell, name)]
         if missing:
@@ -46,18 +55,21 @@ class WorldModel(nn.Module):
                 f"cell must have the members of planet_lib.Cell, got {type(cell).__name__} without {', '.join(missing)}"
             )
         parts: dict[str, object] = {"encoder": encoder, "decoder": decoder, "reward_head": reward_head}
+        if continue_head is not None:
+            parts["continue_head"] = continue_head
         for name, part in parts.items():
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, got {type(part).__name__}")
         embed_dim, feature_dim = getattr(encoder, "embed_dim", None), cell.feature_dim
         _check_size("cell.embed_dim", getattr(cell, "embed_dim", None), f"encoder.embed_dim={embed_dim}", embed_dim)
-        for name in ("decoder", "reward_head"):
+        for name in parts.keys() - {"encoder"}:
             size = getattr(parts[name], "feature_dim", None)
             _check_size(f"{name}.feature_dim", size, f"cell.feature_dim={feature_dim}", feature_dim)
         self.encoder = encoder
         self.cell = cell
         self.decoder = decoder
         self.reward_head = reward_head
+        self.continue_head = continue_head
 
 
 def _check_size(name: str, size: int | None, expected: str, expected_size: int | None) -> None:

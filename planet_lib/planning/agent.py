@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from planet_lib._shapes import check_bool, check_shape
-from planet_lib.data.pixels import dequantise
+from planet_lib.data.pixels import prepare
 from planet_lib.models.rollout import check_leading, step
 from planet_lib.models.world_model import WorldModel
 from planet_lib.planning.cem import CEMPlanner
-from planet_lib.types import Plan
+from planet_lib.types import Observation, Plan
 
 
 class AgentState(NamedTuple):
@@ -39,7 +39,8 @@ class AgentState(NamedTuple):
 class AgentNoise(NamedTuple):
     """Everything random in one act, so that it can be replayed and compared; None draws it.
 
-    Shapes: pixels, as the observation, uniform in [0, 1); the others standard normal: prior and posterior [B, S],
+    Shapes: pixels, as the observation, uniform in [0, 1), and a dictionary of its uint8 entries where that is one (see
+    `planet_lib.data.prepare`); the others standard normal: prior and posterior [B, S],
     candidates [I, H, B, J, A], dynamics [I, H, B, J, S], exploration [B, A].
 
     Example:
@@ -48,7 +49,7 @@ class AgentNoise(NamedTuple):
         True
     """
 
-    pixels: Tensor | None = None
+    pixels: Observation | None = None
     prior: Tensor | None = None
     posterior: Tensor | None = None
     candidates: Tensor | None = None
@@ -64,7 +65,8 @@ class PlanningAgent:
 
     Where is_first holds, latent and executed action count as zero, so a row that begins an episode needs no other
     reset. Runs without gradients. uint8 observations are images, and are dequantised anew at each call; floats are used
-    as they are. Observation and is_first may lie on any device; what comes back lies on the model's.
+    as they are; dictionaries go entry by entry, to an encoder that takes them. Observation and is_first may lie on any
+    device; what comes back lies on the model's.
 
     Args:
         model: the `WorldModel`, used as it is at each call; not copied.
@@ -112,7 +114,7 @@ class PlanningAgent:
     @torch.no_grad()
     def __call__(
         self,
-        obs: Tensor,
+        obs: Observation,
         is_first: Tensor,
         state: AgentState | None,
         *,
@@ -122,7 +124,7 @@ class PlanningAgent:
         """Return the action to execute, the state to hand in next time, and the plan.
 
         Args:
-            obs: [B, C, Y, X] uint8 or [B, N] float.
+            obs: [B, C, Y, X] uint8 or [B, N] float, or a dictionary of such.
             is_first: [B] bool, True in the rows whose episode begins with `obs`.
             state: what the call before returned; None is `initial`.
             explore: whether exploration noise is added.
@@ -134,13 +136,12 @@ class PlanningAgent:
         Raises:
             RuntimeError: no finite return could be predicted for some rows; it names them. No other call waits for the
                 device, but at the environment's boundary the action is needed anyway.
-            ValueError: is_first is not [B], or state or noise is not of B rows.
-            TypeError: is_first is not bool, or obs neither a uint8 nor a float tensor.
+            ValueError: is_first is not [B], state or noise is not of B rows, or obs is an empty dictionary or one whose
+                entries differ in their rows.
+            TypeError: is_first is not bool, or obs or an entry of it neither a uint8 nor a float tensor.
         """
         noise = AgentNoise() if noise is None else noise
-        if not isinstance(obs, Tensor):
-            raise TypeError(f"obs must be a uint8 or float tensor, got {type(obs).__name__}")
-        batch_size = obs.shape[0]
+        batch_size = _rows(obs)
         check_shape("is_first", is_first, "B", B=batch_size, because="the rows of obs")
         check_bool("is_first", is_first)
         if noise.exploration is not None:
@@ -172,20 +173,41 @@ class PlanningAgent:
         # A copy: an environment that writes into the action must not change what is remembered.
         return action, AgentState(latent=latent, action=action.clone()), plan
 
-    def policy(self, *, explore: bool) -> Callable[[Tensor, Tensor, AgentState | None], tuple[Tensor, AgentState]]:
+    def policy(self, *, explore: bool) -> Callable[[Observation, Tensor, AgentState | None], tuple[Tensor, AgentState]]:
         """Return this agent as `policy(obs, is_first, state) -> (action, state)`, the form that collection takes."""
 
-        def act(obs: Tensor, is_first: Tensor, state: AgentState | None) -> tuple[Tensor, AgentState]:
+        def act(obs: Observation, is_first: Tensor, state: AgentState | None) -> tuple[Tensor, AgentState]:
             action, state, _ = self(obs, is_first, state, explore=explore)
             return action, state
 
         return act
 
-    def _observation(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+    def _observation(self, obs: Observation, noise: Observation | None) -> Observation:
         """Bring what was seen to the model's device and dtype; images travel as bytes and become floats there."""
         like = next(self.model.parameters())
-        if obs.dtype == torch.uint8:
-            return dequantise(obs.to(like.device), bits=self.bits, noise=noise).to(like.dtype)
-        if not obs.is_floating_point():
-            raise TypeError(f"obs must be uint8 (images) or float (vectors), got {obs.dtype}")
-        return obs.to(like)
+        if isinstance(obs, dict):
+            moved = {name: value.to(like.device) for name, value in obs.items()}
+            return {name: value.to(like.dtype) for name, value in prepare(moved, bits=self.bits, noise=noise).items()}
+        return prepare(obs.to(like.device), bits=self.bits, noise=noise).to(like.dtype)
+
+
+def _rows(obs: Observation) -> int:
+    """Return the rows B of an observation, or raise where it has none or the entries of a dictionary differ."""
+    entries = {f"obs[{name!r}]": value for name, value in obs.items()} if isinstance(obs, dict) else {"obs": obs}
+    if not entries:
+        raise ValueError("obs must have at least one entry, got an empty dictionary")
+    shapes: dict[str, list[int]] = {}
+    for name, value in entries.items():
+        given: object = value
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a uint8 or float tensor, got {type(given).__name__}")
+        shapes[name] = list(given.shape)
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if not shape:
+            raise ValueError(
+                f"{name} must be [B, ...], got []; give it a first axis of environments, obs[None] for one"
+            )
+        if shape[0] != shapes[first][0]:
+            raise ValueError(f"{name} must be [B, ...] with B={shapes[first][0]} (the rows of {first}), got {shape}")
+    return shapes[first][0]

@@ -4,12 +4,14 @@
 no state of its own. The protocol itself stands beside its user, in `planet_lib.planning.cem`.
 
 Source: Hafner et al. 2019 (arXiv:1811.04551), section 3: one open-loop trajectory per candidate, whose return is the
-plain sum of the reward head's means. As in google-research/planet, all candidates of an environment start from one
-sample of its posterior (the paper's algorithm 2 draws one for each).
+plain sum of the reward head's means. Difference: a continue head, where there is one, weighs the rewards. As in
+google-research/planet, all candidates of an environment start from one sample of its posterior (the paper's algorithm 2
+draws one for each).
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
@@ -26,9 +28,11 @@ __all__ = ["Dynamics", "LatentDynamics"]
 class LatentDynamics:
     """A learned model as dynamics: candidates are tried out in the latent space, without a single image.
 
-    state_t+1 ~ prior(state_t, action_t) from state_0 = state;  return = sum over t = 1..H of reward(features(state_t))
+    state_t+1 ~ prior(state_t, action_t) from state_0 = state;  return = sum over t = 1..H of alive_t reward(state_t)
 
-    The sum is plain: no discount, and the state that is already reached earns nothing. `CEMPlanner` calls this without
+    with alive_1 = 1 and alive_t+1 = alive_t sigmoid(continue(state_t)) if the model has a continue head, else 1: what
+    comes after the end of an episode earns nothing. No discount, and the state that is already reached earns nothing
+    either. Heads read the features of states. `CEMPlanner` calls this without
     gradients; called directly, it is differentiable in state and actions.
 
     Shapes: state, the cell's [B, ...]; actions [H, B, J, A]; noise [H, B, J, S] with S = cell.noise_dim -> [B, J].
@@ -37,13 +41,12 @@ class LatentDynamics:
         model: the `WorldModel`, whose cell and reward head are used as they are at each call; not copied.
 
     Raises:
-        ValueError: when called: actions do not end in the cell's action_dim, or state, noise or what the reward head
-            returns has another shape.
+        ValueError: when called: actions do not end in the cell's action_dim, or state, noise or what a head returns has
+            another shape.
 
     Source: arXiv:1811.04551, algorithm 2; google-research/planet `scripts/objectives.py` (the undiscounted sum).
 
     Example:
-        >>> import torch
         >>> from planet_lib.models import Decoder, RewardHead, RSSMCell, VectorEncoder, WorldModel
         >>> encoder = VectorEncoder(obs_dim=5)
         >>> cell = RSSMCell(action_dim=2, embed_dim=encoder.embed_dim)
@@ -68,10 +71,16 @@ class LatentDynamics:
         actions = actions.flatten(1, 2)  # rows [B * J] are what matrix products like best
         state = tree_map(lambda leaf: leaf.repeat_interleave(num_candidates, dim=0), state)
         total: Tensor = actions.new_zeros(batch_size * num_candidates)
+        alive: Tensor | None = None
         for t in range(horizon):
             state = cell.prior(state, actions[t], None if noise is None else noise[t])
             # At each step, since one call after the loop would have to hold H * B * J rows of features.
-            reward = self.model.reward_head(cell.features(state))
+            features = cell.features(state)
+            reward = self.model.reward_head(features)
             check_shape("the reward head's output", reward, "N", N=len(total), because="its rows, B * J")
-            total = total + reward
+            total = total + (reward if alive is None else alive * reward)
+            if self.model.continue_head is not None and t + 1 < horizon:
+                goes_on = torch.sigmoid(self.model.continue_head(features))
+                check_shape("the continue head's output", goes_on, "N", N=len(total), because="its rows, B * J")
+                alive = goes_on if alive is None else alive * goes_on
         return total.reshape(batch_size, num_candidates)

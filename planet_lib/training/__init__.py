@@ -11,17 +11,20 @@ from planet_lib.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from planet_lib.training.curves import learning_curve
+from planet_lib.training.curves import learning_curve, open_loop_curve
 from planet_lib.training.diagnostics import open_loop, reconstruct
+from planet_lib.training.foresight import OpenLoopError, open_loop_error
 from planet_lib.training.metrics import MetricsWriter, read_metrics
 from planet_lib.training.pictures import open_loop_strip, open_loop_video, reconstruction_video
 from planet_lib.training.progress import Progress
 from planet_lib.training.run_dir import RunDirectory
 from planet_lib.training.settings import check_extras, check_settings, choose_device
-from planet_lib.training.update import UpdateResult, update
+from planet_lib.training.update import Objective, UpdateResult, update, warm_up
 
 __all__ = [
     "MetricsWriter",
+    "Objective",
+    "OpenLoopError",
     "Progress",
     "RunDirectory",
     "UpdateResult",
@@ -32,6 +35,8 @@ __all__ = [
     "learning_curve",
     "load_checkpoint",
     "open_loop",
+    "open_loop_curve",
+    "open_loop_error",
     "open_loop_strip",
     "open_loop_video",
     "read_metrics",
@@ -41,4 +46,5 @@ __all__ = [
     "save_checkpoint",
     "set_rng_state",
     "update",
+    "warm_up",
 ]

@@ -1,10 +1,11 @@
-"""The learning curve: what the agent earns and what its model loses, against environment steps.
+"""Curves: what the agent earns and its model loses over a run, and how wrong models are the further they look ahead.
 
-Reads `metrics.csv` and draws one PNG. Needs the `train` extra, imported when it draws; touches no global state of
-matplotlib, so it can be called from a program that draws its own figures.
+`learning_curve` reads `metrics.csv`. Each draws one PNG. Needs the `train` extra, imported when it draws; touches no
+global state of matplotlib, so it can be called from a program that draws its own figures.
 """
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from planet_lib.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from planet_lib.training.foresight import OpenLoopError
 
 Column = np.ndarray[Any, Any]
 
@@ -76,6 +79,48 @@ def learning_curve(
     _draw_losses(panels[1], rows, {"loss_reward": ("", _BLUE)}, "reward loss\n(½ squared error per step)")
     kl = {"kl": ("raw", _BLUE), "kl_clipped": ("minimised", _ORANGE)}
     _draw_losses(panels[2], rows, kl, "KL (nats per step)", level=free_nats)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def open_loop_curve(path: str | os.PathLike[str], errors: "Mapping[str, OpenLoopError]", *, title: str = "") -> None:
+    """Draw the open-loop errors of models as a PNG: those of the image on the left, of the reward on the right.
+
+    Each model is one line over the horizon, with its posterior's error, the lower limit, dotted in its colour. In grey
+    are the predictors that know no dynamics, from the first entry: all are meant to be judged on the same episodes. A
+    line far above them leaves the picture at ten times their error.
+
+    Args:
+        path: where, ending in .png.
+        errors: what `open_loop_error` returned, by the model's name.
+        title: above the picture, such as the environment.
+
+    Raises:
+        ValueError: no errors, or `path` does not end in .png.
+        ImportError: matplotlib is not installed; the message says how to get it.
+    """
+    if not errors:
+        raise ValueError("errors must hold at least one model's, got none")
+    if not os.fspath(path).endswith(".png"):
+        raise ValueError(f"path must end in .png, got {os.fspath(path)!r}")
+    figure = require("matplotlib.figure", purpose="the curve").Figure(figsize=(11, 4.6), layout="constrained")
+    # The Agg canvas is given to the figure instead of choosing a backend for the whole program.
+    require("matplotlib.backends.backend_agg", purpose="the curve").FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for number, (name, error) in enumerate(errors.items()):
+        for axes, ahead, limit in (
+            (left, error.image, error.reconstruction),
+            (right, error.reward, error.reward_reconstruction),
+        ):
+            axes.plot(error.horizon, ahead, color=f"C{number}", linewidth=2, label=f"{name}, imagined")
+            axes.plot(error.horizon, limit, color=f"C{number}", linestyle=":", label=f"{name}, reconstructed")
+    first = next(iter(errors.values()))
+    for frames, style, name in ((first.last_frame, "--", "last frame seen"), (first.mean_frame, "-.", "mean frame")):
+        left.plot(first.horizon, frames, color=_GREY, linestyle=style, label=name)
+    right.axhline(first.reward_variance, color=_GREY, linestyle="-.", label="mean reward")
+    _style_errors(left, "squared error per pixel (black to white: 1)", max(*first.last_frame, *first.mean_frame))
+    _style_errors(right, "squared error of the reward", first.reward_variance)
+    figure.suptitle(title, fontsize=14)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -171,3 +216,18 @@ def _style(axes: "Axes", label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", frameon=False, fontsize=9)
+
+
+def _style_errors(axes: "Axes", label: str, worst: float) -> None:
+    """Label the axes and end them at ten times the worst predictor's error; logarithmic where no error is zero."""
+    axes.set_xlabel("steps imagined after the last frame seen")
+    axes.set_ylabel(label)
+    axes.margins(x=0.02)
+    if min(float(np.min(line.get_ydata())) for line in axes.lines) > 0:
+        axes.set_yscale("log")
+    if worst > 0 and axes.get_ylim()[1] > 10 * worst:
+        axes.set_ylim(top=10 * worst)
+    axes.grid(visible=True, color="#e4e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", frameon=False, fontsize=9)

@@ -12,13 +12,23 @@ from typing import Any
 
 import torch
 
-_AT_LEAST_0 = ("num_episodes", "action_repeat", "embed_dim")
+_AT_LEAST_0 = ("num_episodes", "action_repeat", "embed_dim", "overshooting_chunk", "warmup_updates")
 _AT_LEAST_1 = (
     *("seed_episodes", "updates_per_episode", "eval_every", "eval_episodes", "replay_capacity", "image_size"),
-    *("batch_size", "window", "depth", "overshooting_distance"),
+    *("batch_size", "window", "depth", "num_layers", "overshooting_distance"),
 )
-_WEIGHTS = ("free_nats", "obs_scale", "reward_scale", "kl_scale", "overshooting_scale", "exploration_std", "adam_eps")
-_NETWORKS = ("conv", "patch")
+_WEIGHTS = (
+    *("free_nats", "obs_scale", "reward_scale", "kl_scale", "global_kl_scale", "continue_scale", "overshooting_scale"),
+    *("overshooting_reward_scale", "overshooting_obs_scale", "exploration_std", "adam_eps"),
+)
+_CHOICES = {
+    "network": ("conv", "patch"),
+    "activation": ("relu", "elu", "silu", "gelu", "tanh"),
+    "min_std_mode": ("add", "clamp"),
+    "gru": ("reset_after", "reset_before"),
+    "init": ("torch", "glorot"),
+    "precision": ("float32", "bfloat16"),
+}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -28,7 +38,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         settings: by the names of `presets.Preset`'s fields, and `seed`.
 
     Raises:
-        ValueError: a number out of range, not finite or of another type, or an unknown network.
+        ValueError: a number out of range, not finite or of another type, or an unknown choice.
 
     Example:
         >>> check_settings({"batch_size": 50, "free_nats": 3.0})
@@ -50,8 +60,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         value = settings.get(name, 1.0)
         if not _is_number(value) or not value > 0:
             raise ValueError(f"{name} must be greater than 0, got {value!r}")
-    if settings.get("network", "conv") not in _NETWORKS:
-        raise ValueError(f"network must be {' or '.join(_NETWORKS)}, got {settings['network']!r}")
+    balance = settings.get("kl_balance", 0.0)
+    if not _is_number(balance) or not 0 <= balance <= 1:
+        raise ValueError(f"kl_balance must be between 0 (the plain KL) and 1, got {balance!r}")
+    for name, choices in _CHOICES.items():
+        if settings.get(name, choices[0]) not in choices:
+            raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {settings[name]!r}")
     seed = settings.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}, got {seed!r}")

@@ -1,59 +1,116 @@
 """One update of a world model from one batch. Knows no loop, no files and no environment."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from planet_lib.data.pixels import dequantise
+from planet_lib.data.pixels import prepare
 from planet_lib.models import WorldModel, observe
 from planet_lib.objectives import elbo_loss, latent_overshooting
-from planet_lib.types import Batch, Losses
+from planet_lib.types import Batch, Losses, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a world model is trained for: the settings of `elbo_loss` and `latent_overshooting`, the paper's by default.
+
+    Args:
+        free_nats: nats per row that cost nothing, in both.
+        obs_scale: weight of the observation term, or one weight for each entry of a dictionary.
+        reward_scale: weight of the reward term.
+        kl_scale: weight of the divergence.
+        kl_balance: share of its gradient that trains the prior; None is the plain KL.
+        global_kl_scale: weight of the divergence from the global prior.
+        continue_scale: weight of the continue head's term, where the model has one.
+        overshooting_distance: largest distance of latent overshooting; 1 is none.
+        overshooting_scale: weight of its divergences.
+        overshooting_reward_scale: weight of its rewards.
+        overshooting_obs_scale: weight of its observations.
+        overshooting_chunk: windows handled at a time there; None is all.
+
+    Example:
+        >>> Objective(free_nats=0.0).reward_scale
+        1.0
+    """
+
+    free_nats: float = 3.0
+    obs_scale: float | Mapping[str, float] = 1.0
+    reward_scale: float = 1.0
+    kl_scale: float = 1.0
+    kl_balance: float | None = None
+    global_kl_scale: float = 0.0
+    continue_scale: float = 1.0
+    overshooting_distance: int = 1
+    overshooting_scale: float = 1.0
+    overshooting_reward_scale: float = 0.0
+    overshooting_obs_scale: float | Mapping[str, float] = 0.0
+    overshooting_chunk: int | None = None
 
 
 class UpdateResult(NamedTuple):
-    """What one update measured, as detached scalars; grad_norm is the gradient's global norm before clipping."""
+    """What one update measured, detached; grad_norm is the gradient's global norm before clipping.
+
+    overshooting is None where the objective has none.
+    """
 
     losses: Losses
-    overshooting: Tensor
+    overshooting: Losses | None
     grad_norm: Tensor
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the unscaled terms by the names that `metrics.csv` has; a dictionary's observations are one sum.
+
+        Example:
+            >>> one = torch.ones(())
+            >>> raw = {"obs/camera": one, "obs/joints": one, "reward": one, "kl": one, "kl_clipped": one}
+            >>> result = UpdateResult(Losses(total=one, raw=raw, scaled={}), None, one)
+            >>> {name: int(value) for name, value in result.metrics().items()}
+            {'loss_total': 1, 'loss_obs': 2, 'loss_reward': 1, 'kl': 1, 'kl_clipped': 1, 'grad_norm': 1}
+        """
+        total = self.losses.total if self.overshooting is None else self.losses.total + self.overshooting.total
+        metrics = {"loss_total": total}
+        names = {"obs": "loss_obs", "reward": "loss_reward", "continue": "loss_continue"}
+        for name, value in _summed(self.losses.raw).items():
+            metrics[names.get(name, name)] = value
+        if self.overshooting is not None:
+            for name, value in _summed(self.overshooting.raw).items():
+                if name != "kl_clipped":
+                    metrics[f"overshooting_{name}"] = value
+        return {**metrics, "grad_norm": self.grad_norm}
 
 
 def update(
     model: WorldModel,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
+    objective: Objective | None = None,
     *,
-    free_nats: float = 3.0,
-    obs_scale: float = 1.0,
-    reward_scale: float = 1.0,
-    kl_scale: float = 1.0,
-    overshooting_distance: int = 1,
-    overshooting_scale: float = 1.0,
     grad_clip: float = 1000.0,
+    autocast: torch.dtype | None = None,
 ) -> UpdateResult:
-    """Take one optimiser step on the ELBO, plus latent overshooting where distance > 1.
+    """Take one optimiser step on the ELBO, plus latent overshooting where its distance is greater than 1.
 
     uint8 frames are turned into floats once, with fresh noise, for encoder and loss alike; vectors are used as they
-    are. If the gradient is not finite, nothing is changed.
+    are. If loss or gradient is not finite, nothing is changed.
 
     Args:
         model: the world model, on the device where the batch is or shall be moved to.
         optimizer: over the model's parameters.
         batch: windows [T, B, ...].
-        free_nats: as in `elbo_loss`, and so the scales.
-        obs_scale: weight of the observation term.
-        reward_scale: weight of the reward term.
-        kl_scale: weight of the divergence.
-        overshooting_distance: as in `latent_overshooting`; 1 is none.
-        overshooting_scale: weight of latent overshooting.
+        objective: terms and scales; None is `Objective()`, the paper's.
         grad_clip: largest global norm of the gradient.
+        autocast: the type in which matrix products and convolutions are made, such as torch.bfloat16. Weights, the
+            latent state, divergences and losses stay in float32. None makes everything in the weights' type.
 
     Returns:
         `UpdateResult`.
 
     Raises:
-        FloatingPointError: the gradient is not finite; the message names the terms of the loss that are not.
+        FloatingPointError: loss or gradient is not finite; the message names the terms of the loss that are not, or the
+            parameters.
 
     Source: arXiv:1811.04551, algorithm 1, lines 5 to 7.
 
@@ -65,12 +122,60 @@ def update(
         >>> batch = Batch(obs=torch.ones(7, 2, 5), action=torch.zeros(7, 2, 1), reward=torch.ones(7, 2),
         ...     is_first=flags, terminated=flags, mask=~flags)
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        >>> first, *_, last = [update(model, optimizer, batch) for _ in range(20)]
+        >>> first, *_, last = [update(model, optimizer, batch, Objective(free_nats=1.0)) for _ in range(20)]
         >>> bool(last.losses.total < first.losses.total)
         True
     """
-    batch = batch.to(next(model.parameters()).device)
-    obs = dequantise(batch.obs) if batch.obs.dtype == torch.uint8 else batch.obs
+    objective = Objective() if objective is None else objective
+    device = next(model.parameters()).device
+    batch = batch.to(device)
+    obs = prepare(batch.obs)
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        losses, overshooting = _losses(model, batch, obs, objective)
+    optimizer.zero_grad(set_to_none=True)
+    total = losses.total if overshooting is None else losses.total + overshooting.total
+    torch.autograd.backward(total)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if not torch.isfinite(grad_norm + total.detach()):
+        bad = losses.non_finite()
+        bad += [] if overshooting is None else [f"overshooting {name}" for name in overshooting.non_finite()]
+        bad = bad or [f"the gradient of {name}" for name in _non_finite_gradients(model)]
+        bad = bad or ["the sum of the gradient's squares, which are too large"]
+        optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(
+            f"loss and gradient must be finite, got {total.item()} and norm {grad_norm.item()} "
+            f"(not finite: {', '.join(bad)})"
+        )
+    optimizer.step()
+    return UpdateResult(losses.detach(), None if overshooting is None else overshooting.detach(), grad_norm.detach())
+
+
+def warm_up(optimizer: torch.optim.Optimizer, learning_rate: float, updates: int, warmup_updates: int) -> None:
+    """Set the learning rate of the next update: it rises linearly over the first ones, then stays.
+
+    rate = learning_rate * min(1, (updates + 1) / warmup_updates)
+
+    It follows from the number of updates done alone, so a resumed run needs nothing else.
+
+    Args:
+        optimizer: its groups' "lr" are set.
+        learning_rate: the rate after the warm-up.
+        updates: updates done so far.
+        warmup_updates: how many the rise takes; 0 is none.
+
+    Source: google-research/planet tools/schedule.py (its first version used it).
+
+    Example:
+        >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+        >>> warm_up(optimizer, 1e-3, updates=49, warmup_updates=200)
+        >>> optimizer.param_groups[0]["lr"]
+        0.00025
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * min(1.0, (updates + 1) / max(warmup_updates, 1))
+
+
+def _losses(model: WorldModel, batch: Batch, obs: Observation, objective: Objective) -> tuple[Losses, Losses | None]:
     prior, posterior = observe(model.cell, model.encoder(obs), batch.action, batch.is_first)
     losses = elbo_loss(
         model,
@@ -78,24 +183,39 @@ def update(
         obs,
         prior,
         posterior,
-        free_nats=free_nats,
-        obs_scale=obs_scale,
-        reward_scale=reward_scale,
-        kl_scale=kl_scale,
+        free_nats=objective.free_nats,
+        obs_scale=objective.obs_scale,
+        reward_scale=objective.reward_scale,
+        kl_scale=objective.kl_scale,
+        kl_balance=objective.kl_balance,
+        global_kl_scale=objective.global_kl_scale,
+        continue_scale=objective.continue_scale,
     )
-    overshooting = losses.total.new_zeros(())
-    if overshooting_distance > 1:
-        overshooting = latent_overshooting(
-            model, batch, prior, posterior, distance=overshooting_distance, free_nats=free_nats
-        )
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(losses.total + overshooting_scale * overshooting)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    if not torch.isfinite(grad_norm):
-        optimizer.zero_grad(set_to_none=True)
-        bad = [name for name, value in losses._asdict().items() if not torch.isfinite(value)] or ["only the gradient"]
-        raise FloatingPointError(
-            f"the gradient must be finite, got norm {grad_norm.item()} (not finite: {', '.join(bad)})"
-        )
-    optimizer.step()
-    return UpdateResult(Losses(*(value.detach() for value in losses)), overshooting.detach(), grad_norm.detach())
+    if objective.overshooting_distance <= 1:
+        return losses, None
+    overshooting = latent_overshooting(
+        model,
+        batch,
+        prior,
+        posterior,
+        distance=objective.overshooting_distance,
+        obs=obs,
+        free_nats=objective.free_nats,
+        kl_scale=objective.overshooting_scale,
+        reward_scale=objective.overshooting_reward_scale,
+        obs_scale=objective.overshooting_obs_scale,
+        chunk_size=objective.overshooting_chunk,
+    )
+    return losses, overshooting
+
+
+def _summed(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The terms by name, with those of a dictionary's observations as one."""
+    terms = {name: value for name, value in raw.items() if not name.startswith("obs/")}
+    entries = [value for name, value in raw.items() if name.startswith("obs/")]
+    return {**({"obs": torch.stack(entries).sum()} if entries else {}), **terms}
+
+
+def _non_finite_gradients(model: WorldModel) -> list[str]:
+    grads = ((name, parameter.grad) for name, parameter in model.named_parameters())
+    return [name for name, grad in grads if grad is not None and not bool(torch.isfinite(grad).all())]

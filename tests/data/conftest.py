@@ -19,6 +19,19 @@ def numbered(number, length, *, terminated=False):
     )
 
 
+def named(number, length, **flags):
+    """The same episode, seen as a dictionary: its vector, and an image of brightness 10 * number + row."""
+    episode = numbered(number, length, **flags)
+    brightness = (10 * number + np.arange(length)).astype(np.uint8)
+    camera = np.broadcast_to(brightness[:, None, None, None], (length, 1, 3, 5)).copy()
+    return episode._replace(obs={"camera": camera, "joints": episode.obs})
+
+
+@pytest.fixture(scope="session")
+def make_named_episode():
+    return named
+
+
 @pytest.fixture(scope="session")
 def make_episode():
     return numbered

@@ -34,15 +34,41 @@ class Counter:
 class Images:
     """Four images of one brightness each."""
 
+    def __init__(self, shape=(3, 4, 5)):
+        self.shape = shape
+
     def reset(self, *, seed=None):
         self.t = 0
-        self.frame = np.zeros((3, 4, 5), np.uint8)
+        self.frame = np.zeros(self.shape, np.uint8)
         return self.frame, {}
 
     def step(self, action):
         self.t += 1
         self.frame[:] = 80 * self.t
         return self.frame, 1, False, self.t == 3, {}
+
+
+class Named:
+    """Observes a dictionary: camera of brightness t, joints [t, -t]; `replaced` stands in at step `at`."""
+
+    def __init__(self, at=-1, replaced=None, **entries):
+        self.at, self.replaced, self.entries = at, replaced, entries
+
+    def observe(self):
+        self.camera[:] = self.t
+        self.joints[:] = self.t, -self.t
+        seen = {"camera": self.camera, "joints": self.joints}
+        if self.t != self.at:
+            return seen
+        return self.replaced if self.replaced is not None else {**seen, **self.entries}
+
+    def reset(self, *, seed=None):
+        self.t, self.camera, self.joints = 0, np.zeros((3, 8, 6), np.uint8), np.zeros(2)
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observe(), float(self.t), self.t == 3, False, {}
 
 
 def counting(obs, is_first, state):
@@ -118,7 +144,12 @@ def test_the_seed_goes_to_reset_and_each_step_is_reported():
         ({"obs_0": np.array([np.nan, 0])}, ValueError, "^step 0: observation must be finite in float32, got nan"),
         ({"obs_2": np.array([0, 1e300])}, ValueError, "^step 2: observation must be finite in float32, got inf"),
         ({"obs_0": np.zeros(2, np.int64)}, TypeError, "^step 0: observation must be uint8 .* got int64; convert"),
-        ({"obs_0": {"a": 1}}, TypeError, "^step 0: observation must be uint8 .* got object"),
+        ({"obs_0": object()}, TypeError, "^step 0: observation must be uint8 .* got object"),
+        (
+            {"obs_1": {"a": np.zeros(2)}},
+            TypeError,
+            r"^step 1: observation must be float32 \[2\] as at reset, got a dict",
+        ),
         (
             {"obs_0": np.zeros((2, 2))},
             ValueError,
@@ -145,6 +176,116 @@ def test_the_seed_goes_to_reset_and_each_step_is_reported():
 def test_a_bad_value_of_the_environment_is_named_with_its_step(replacements, error, message):
     with pytest.raises(error, match=message):
         run_episode(Counter(**replacements), counting)
+
+
+def test_a_dictionary_comes_out_as_rows_by_name():
+    episode = run_episode(Named(), acting(torch.zeros(1, 1)))
+    assert list(episode.obs) == ["camera", "joints"]
+    assert (episode.obs["camera"] == np.arange(4, dtype=np.uint8)[:, None, None, None]).all()
+    assert episode.obs["camera"].shape == (4, 3, 8, 6)
+    assert episode.obs["joints"].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3]]
+    assert [str(value.dtype) for value in episode.obs.values()] == ["uint8", "float32"]
+
+
+def test_the_order_of_the_names_may_change_and_the_first_one_stays():
+    env = Named(2, {"joints": np.ones(2), "camera": np.zeros((3, 8, 6), np.uint8)})
+    episode = run_episode(env, acting(torch.zeros(1, 1)))
+    assert list(episode.obs) == ["camera", "joints"]
+    assert episode.obs["joints"][2].tolist() == [1, 1]
+
+
+def test_the_policy_sees_a_dictionary_of_its_own():
+    seen = []
+
+    def policy(obs, is_first, state):
+        seen.append({name: value.clone() for name, value in obs.items()})
+        for value in obs.values():
+            value.fill_(7)
+        obs.clear()
+        return torch.zeros(1, 1), state
+
+    episode = run_episode(Named(), policy)
+    for name, rows in episode.obs.items():
+        assert torch.equal(torch.cat([obs[name] for obs in seen]), torch.from_numpy(rows[:-1])), name
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (
+            np.zeros((3, 8, 8), np.float32),
+            TypeError,
+            r"must be a uint8 image \(C, Y, X\) .* got float32 \[3, 8, 8\]; give uint8 0 to 255: multiply by 255 first "
+            r"where it lies in 0 to 1, then cast with astype\(np.uint8\)",
+        ),
+        (np.zeros((8, 8, 3)), TypeError, r"got float64 \[8, 8, 3\]; give uint8 0 to 255"),
+        (
+            np.zeros((8, 6, 3), np.uint8),
+            ValueError,
+            r"must be a uint8 image \(C, Y, X\), channels first, got uint8 \[8, 6, 3\], which is channels last; "
+            r"give obs.transpose\(2, 0, 1\) \(in torch, obs.movedim\(-1, 0\)\)",
+        ),
+        (np.zeros((5, 6, 1), np.uint8), ValueError, "channels last"),
+        (np.zeros((8, 6, 4), np.uint8), ValueError, "channels last"),
+    ],
+)
+def test_an_image_in_another_form_is_answered_with_what_to_do(image, error, message):
+    with pytest.raises(error, match=rf"^step 0: observation {message}" if message.startswith("must") else message):
+        run_episode(Counter(obs_0=image), counting)
+    with pytest.raises(error, match=rf"^step 2: observation\['camera'\] .*{message}"):
+        run_episode(Named(2, camera=image), acting(torch.zeros(1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 3), (9, 8, 8), (3, 8, 3), (1, 6, 1)])
+def test_an_image_that_may_well_be_channels_first_is_taken(shape):
+    assert run_episode(Images(shape), acting(torch.zeros(1, 1))).obs.shape == (4, *shape)
+
+
+NOT_PLAIN = "must have printable names without slash, backslash or dot, got"
+
+
+@pytest.mark.parametrize(
+    ("env", "error", "message"),
+    [
+        (Named(0, {}), ValueError, "^step 0: observation must have at least one entry, got an empty dictionary"),
+        (Named(0, {3: 1}), TypeError, r"^step 0: observation must have strings as names, got 3 \(int\); rename it"),
+        (Named(0, {"a/b": np.zeros(1)}), ValueError, f"^step 0: observation {NOT_PLAIN} 'a/b'; rename it"),
+        (Named(0, {"a.b": np.zeros(1)}), ValueError, f"{NOT_PLAIN} 'a.b'"),
+        (Named(0, {"": np.zeros(1)}), ValueError, f"{NOT_PLAIN} ''"),
+        (Named(0, {"a\0": np.zeros(1)}), ValueError, NOT_PLAIN),
+        (
+            Named(0, {"a": {"b": 1}}),
+            TypeError,
+            r"^step 0: observation\['a'\] must be an array, got a dictionary; flatten",
+        ),
+        (
+            Named(0, {"a": np.zeros(2, int)}),
+            TypeError,
+            r"^step 0: observation\['a'\] must be uint8 pixels .* got int64",
+        ),
+        (Named(2, joints=np.array([0, np.inf])), ValueError, r"^step 2: observation\['joints'\] must be finite .* inf"),
+        (
+            Named(1, joints=np.zeros(3)),
+            ValueError,
+            r"^step 1: observation\['joints'\] must be float32 \[2\] as at reset, got float32 \[3\]",
+        ),
+        (Named(1, joints=np.zeros((1, 1, 1), np.uint8)), ValueError, r"must be float32 \[2\] as at reset, got uint8"),
+        (
+            Named(2, {"camera": np.zeros((3, 8, 6), np.uint8)}),
+            ValueError,
+            r"^step 2: observation must have the entries \['camera', 'joints'\] as at reset, got \['camera'\]; give",
+        ),
+        (Named(1, extra=np.zeros(1)), ValueError, r"^step 1: .* as at reset, got \['camera', 'joints', 'extra'\]"),
+        (
+            Named(3, np.zeros(2)),
+            TypeError,
+            r"^step 3: observation must be a dictionary with the entries \['camera', 'joints'\] .*reset, got ndarray",
+        ),
+    ],
+)
+def test_a_bad_dictionary_is_named_with_its_step_and_entry(env, error, message):
+    with pytest.raises(error, match=message):
+        run_episode(env, acting(torch.zeros(1, 1)))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,20 @@ from hypothesis import strategies as st
 from planet_lib.data import load_episode, load_episodes, save_episode
 
 
+def fields_of(episode):
+    """The arrays of an episode by name, those of a dictionary by ("obs", name)."""
+    obs = episode.obs if isinstance(episode.obs, dict) else {"array": episode.obs}
+    others = {name: value for name, value in episode._asdict().items() if name != "obs"}
+    return {**{("obs", name): value for name, value in obs.items()}, **others}
+
+
 def assert_equal(expected, got):
-    for name, value in expected._asdict().items():
-        assert getattr(got, name).dtype == value.dtype, name
-        np.testing.assert_array_equal(getattr(got, name), value, err_msg=name)
+    assert isinstance(got.obs, dict) == isinstance(expected.obs, dict)
+    expected, got = fields_of(expected), fields_of(got)
+    assert list(got) == list(expected)
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(got[name], value, err_msg=str(name))
 
 
 @pytest.mark.parametrize("terminated", [True, False])
@@ -25,6 +35,93 @@ def test_an_episode_comes_back_as_it_was(tmp_path, make_episode, terminated):
     path = save_episode(tmp_path / "new" / "folder", episode, 12)
     assert path == tmp_path / "new" / "folder" / "episode-000012-0126.npz"
     assert_equal(episode, load_episode(path))
+
+
+@pytest.mark.parametrize("names", [("camera", "joints"), ("joints", "camera"), ("Kamera 1 ü", "obs")])
+def test_a_dictionary_comes_back_as_it_was_in_its_order(tmp_path, make_named_episode, names):
+    episode = make_named_episode(3, 20)
+    camera, joints = episode.obs.values()
+    obs = dict(zip(names, (joints, camera) if names[0] == "joints" else (camera, joints), strict=True))
+    path = save_episode(tmp_path, episode._replace(obs=obs), 0)
+    assert_equal(episode._replace(obs=obs), load_episode(path))
+    with np.load(path, allow_pickle=False) as arrays:
+        assert [name for name in arrays.files if name.startswith("obs")] == [f"obs/{name}" for name in names]
+
+
+def test_a_file_of_an_array_is_laid_out_as_it_always_was(tmp_path, make_episode):
+    path = tmp_path / "episode-000000-0004.npz"
+    np.savez_compressed(path, **make_episode(2, 4)._asdict())
+    assert_equal(make_episode(2, 4), load_episode(path))
+    with np.load(save_episode(tmp_path / "new", make_episode(2, 4), 0)) as new, np.load(path) as old:
+        assert new.files == old.files
+
+
+@pytest.mark.parametrize(
+    ("obs", "error", "message"),
+    [
+        ({}, ValueError, "episode.obs must have at least one entry"),
+        ({"a/b": 1}, ValueError, "episode.obs must have printable names without slash, .* got 'a/b'"),
+        ({1: 1}, TypeError, "episode.obs must have strings as names, got 1"),
+        ({"a": {"b": 1}}, TypeError, r"episode.obs\['a'\] must be a NumPy array, got a dictionary; flatten nested"),
+        ({"a": [1]}, TypeError, r"episode.obs\['a'\] must be a NumPy array, got list"),
+        (
+            {"a": np.zeros((4, 2))},
+            TypeError,
+            r"episode.obs\['a'\] must be float32, got float64; convert it with astype",
+        ),
+        (
+            {"a": np.zeros((4, 2, 2), np.uint8)},
+            ValueError,
+            r"\['a'\] must be \[L, C, Y, X\] or \[L, N\], .* got \[4, 2, 2\]",
+        ),
+        ({"a": np.zeros((4, 0), np.float32)}, ValueError, r"of positive sizes, got \[4, 0\]"),
+        (
+            {"a": np.zeros((4, 8, 9, 3), np.uint8)},
+            ValueError,
+            r"episode.obs\['a'\] must be \[L, 3, 8, 9\], got \[4, 8, 9, 3\]; it is channels last: give "
+            r"obs.transpose\(0, 3, 1, 2\)",
+        ),
+        (
+            {"a": np.zeros((4, 3, 8, 9), np.float32)},
+            TypeError,
+            r"episode.obs\['a'\] must be uint8, got float32; give uint8 0 to 255: multiply by 255 first",
+        ),
+        (np.zeros((4, 3, 8, 9), np.float32), TypeError, "episode.obs must be uint8, got float32; give uint8 0 to 255"),
+        (
+            {"a": np.zeros((4, 2), np.float32), "b": np.zeros((3, 2), np.float32)},
+            ValueError,
+            r"episode.obs\['b'\] must be \[4, 2\], got \[3, 2\]",
+        ),
+        (
+            {"a": np.zeros((4, 2), np.float32), "b": np.full((4, 2), np.nan, np.float32)},
+            ValueError,
+            r"episode.obs\['b'\] must be finite, broken at row 0 of 4",
+        ),
+        ({"a": np.zeros((0, 2), np.float32)}, ValueError, "episode.obs must have at least one row"),
+    ],
+)
+def test_a_broken_observation_writes_nothing(tmp_path, make_episode, obs, error, message):
+    with pytest.raises(error, match=message):
+        save_episode(tmp_path / "new", make_episode(0, 4)._replace(obs=obs), 0)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs/a": np.zeros((4, 2), np.float32)}, "it holds .*'obs', 'obs/a'.* or obs/NAME for obs"),
+        ({"obs": None}, "it holds .* instead of .*'obs'"),
+        ({"obs": None, "obs/a/b": np.zeros((4, 2), np.float32)}, "printable names without slash"),
+        ({"obs": None, "obs/": np.zeros((4, 2), np.float32)}, "printable names without slash"),
+        ({"obs": None, "obs/a": np.array([None] * 4)}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_a_file_of_other_observations_is_refused(tmp_path, make_episode, changes, message):
+    path = tmp_path / "foreign.npz"
+    fields = {**make_episode(0, 4)._asdict(), **changes}
+    np.savez(path, **{name: value for name, value in fields.items() if value is not None})
+    with pytest.raises(ValueError, match=f"foreign.npz is not a whole episode file .*{message}"):
+        load_episode(path)
 
 
 def test_episodes_come_in_order_of_their_index_and_other_files_are_ignored(tmp_path, make_episode):

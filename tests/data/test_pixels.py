@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from planet_lib.data import dequantise, to_uint8
+from planet_lib.data import dequantise, prepare, to_uint8
 
 pixels = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5, max_side=5)).map(torch.from_numpy)
 every_byte = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
@@ -168,3 +168,83 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_to_uint8_refuses_what_is_bytes_already():
     with pytest.raises(TypeError, match=r"image must be a floating tensor .* got a torch.uint8 tensor"):
         to_uint8(every_byte)
+
+
+def test_prepare_dequantises_bytes_and_lets_floats_pass_as_they_are():
+    noise, vector = torch.rand(1, 16, 16), torch.tensor([3.0, -9.0], dtype=torch.float64)
+    image = prepare(every_byte, bits=3, noise=noise, dtype=torch.float64)
+    assert torch.equal(image, dequantise(every_byte, bits=3, noise=noise, dtype=torch.float64))
+    assert prepare(vector) is vector
+    half = vector.half()
+    assert prepare(half, dtype=torch.float64) is half
+
+
+def test_prepare_goes_through_a_dictionary_entry_by_entry_and_leaves_it_alone():
+    obs = {"joints": torch.tensor([2.0]), "camera": every_byte, "wrist": every_byte[:, :2]}
+    noise = {"wrist": torch.rand(1, 2, 16), "camera": torch.rand(1, 16, 16)}
+    floats = prepare(obs, bits=4, noise=noise)
+    assert list(floats) == ["joints", "camera", "wrist"]
+    assert floats["joints"] is obs["joints"]
+    for name in ("camera", "wrist"):
+        assert torch.equal(floats[name], dequantise(obs[name], bits=4, noise=noise[name]))
+    assert floats is not obs
+    assert obs["camera"] is every_byte
+
+
+def test_prepare_draws_other_noise_for_each_entry_and_call():
+    torch.manual_seed(0)
+    obs = {"left": every_byte, "right": every_byte}
+    once, again = prepare(obs), prepare(obs)
+    assert not torch.equal(once["left"], once["right"])
+    assert not torch.equal(once["left"], again["left"])
+    assert torch.equal(levels(once["left"], 5), levels(again["right"], 5))
+
+
+def test_noise_for_floats_is_not_used():
+    obs = {"camera": every_byte, "joints": torch.ones(2)}
+    noise = {"camera": torch.zeros(1, 16, 16), "joints": torch.rand(2)}
+    assert prepare(obs, noise=noise)["joints"].tolist() == [1, 1]
+
+
+def test_prepare_never_reads_a_value_and_so_never_waits_for_the_device():
+    obs = {"camera": every_byte.to("meta"), "joints": torch.ones(2, device="meta")}  # where reading one is an error
+    floats = prepare(obs, noise={"camera": torch.zeros(1, 16, 16, device="meta")})
+    assert (floats["camera"].device.type, floats["camera"].dtype) == ("meta", torch.float32)
+    assert prepare(obs)["camera"].shape == (1, 16, 16)
+
+
+def test_prepare_compiles_as_one_graph():
+    obs = {"camera": every_byte, "joints": torch.ones(2)}
+    noise = {"camera": torch.rand(1, 16, 16)}
+    compiled = torch.compile(prepare, fullgraph=True, backend="eager")
+    for name, value in compiled(obs, noise=noise).items():
+        assert torch.equal(value, prepare(obs, noise=noise)[name])
+
+
+@pytest.mark.parametrize(
+    ("obs", "noise", "error", "message"),
+    [
+        ({}, None, ValueError, "obs must have at least one entry, got an empty dictionary"),
+        (np.zeros(2), None, TypeError, "obs must be a uint8 or float tensor, got ndarray"),
+        (torch.zeros(2).long(), None, TypeError, r"obs must be uint8 \(images\) or float \(vectors\), got torch.int64"),
+        ({"a": torch.zeros(2) > 0}, None, TypeError, r"obs\['a'\] must be uint8 .* got torch.bool"),
+        ({"a": {"b": 1}}, None, TypeError, r"obs\['a'\] must be a uint8 or float tensor, got dict; flatten nested"),
+        (
+            every_byte,
+            {"a": every_byte},
+            TypeError,
+            "noise must be a tensor or None, as obs is no dictionary, got a dict",
+        ),
+        ({"a": every_byte}, torch.zeros(1), TypeError, "noise must be a dictionary .* got a torch.float32 tensor"),
+        (
+            {"a": every_byte},
+            {},
+            ValueError,
+            r"noise must have the entries \['a'\], those of obs that are uint8, got \[\]",
+        ),
+        ({"a": torch.zeros(1)}, {"b": torch.zeros(1)}, ValueError, r"noise must have the entries \[\], .* got \['b'\]"),
+    ],
+)
+def test_what_prepare_cannot_take_is_named_with_its_entry(obs, noise, error, message):
+    with pytest.raises(error, match=message):
+        prepare(obs, noise=noise)

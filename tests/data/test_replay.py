@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planet_lib.data import SequenceReplay
+from planet_lib.types import Episode
 
 uniforms = ["episodes", "steps"]
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=12)
@@ -25,6 +26,11 @@ def fill(make_episode):
         return replay
 
     return build
+
+
+@pytest.fixture
+def named_replay():
+    return SequenceReplay(20, obs_shape={"joints": (2,), "camera": (1, 3, 5)}, action_dim=1)
 
 
 def kept(lengths, capacity):
@@ -85,6 +91,108 @@ def test_images_come_back_byte_for_byte_across_the_end_of_the_ring(make_episode)
         batch = replay.sample(3, 7)
         assert batch.obs.dtype == torch.uint8
         assert torch.equal(batch.obs, torch.from_numpy(images)[:, None].expand(7, 3, 3, 4, 5))
+
+
+@pytest.mark.parametrize("uniform", uniforms)
+@given(lengths=lengths, length=st.integers(1, 12), seed=st.integers(0, 9))
+def test_the_entries_of_a_dictionary_are_rows_of_one_window(make_named_episode, uniform, lengths, length, seed):
+    replay = SequenceReplay(20, obs_shape={"joints": (2,), "camera": (1, 3, 5)}, action_dim=1, seed=seed)
+    for number, rows in enumerate(lengths):
+        replay.add(make_named_episode(number, rows))
+    if max(lengths[number] for number in kept(lengths, 20)) < length:
+        return
+    batch = replay.sample(6, length, uniform=uniform)
+    assert list(batch.obs) == ["joints", "camera"]
+    assert batch.obs["camera"].shape == (length, 6, 1, 3, 5)
+    assert batch.obs["camera"].dtype == torch.uint8
+    number, row = batch.obs["joints"].unbind(-1)
+    expected = (10 * number + row)[..., None, None, None].expand(length, 6, 1, 3, 5)
+    assert torch.equal(batch.obs["camera"].float(), expected)
+    assert torch.equal(batch.reward, row)
+
+
+def test_a_dictionary_is_sampled_at_the_same_rows_as_its_array_alone(make_episode, make_named_episode, fill):
+    named = SequenceReplay(100, obs_shape={"camera": (1, 3, 5), "joints": (2,)}, action_dim=1, seed=4)
+    for number in range(3):
+        named.add(make_named_episode(number, 9))
+    alone = fill([9, 9, 9], seed=4).sample(7, 4)
+    assert torch.equal(named.sample(7, 4).obs["joints"], alone.obs)
+
+
+def test_the_type_is_that_of_the_shape():
+    def types(**arguments):
+        replay = SequenceReplay(5, action_dim=1, **arguments)
+        rows = np.arange(2)
+        zeros = {"action": np.zeros((2, 1), np.float32), "reward": np.zeros(2, np.float32)}
+        flags = {"is_first": rows == 0, "terminated": rows < 0, "truncated": rows < 0}
+        obs = {"a": np.zeros((2, 1, 2, 2), np.uint8), "b": np.zeros((2, 3), np.float32)}
+        replay.add(Episode(obs=obs, **zeros, **flags))
+        return {name: value.dtype for name, value in replay.sample(1, 2).obs.items()}
+
+    shapes = {"a": (1, 2, 2), "b": (3,)}
+    for dtypes in (None, {"b": np.float32, "a": "uint8"}):
+        assert types(obs_shape=shapes, obs_dtype=dtypes) == {"a": torch.uint8, "b": torch.float32}
+
+
+def test_the_bytes_are_those_of_all_entries(named_replay):
+    assert named_replay.nbytes == 20 * (1 * 3 * 5 + 2 * 4 + 4 + 4 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda obs: obs["joints"],
+            TypeError,
+            r"episode.obs must be a dictionary with the entries \['camera', 'joints'\]",
+        ),
+        (lambda obs: {"camera": obs["camera"]}, ValueError, r"must have the entries .* of obs_shape, got \['camera'\]"),
+        (lambda obs: {**obs, "more": obs["joints"]}, ValueError, r"got \['camera', 'joints', 'more'\]"),
+        (
+            lambda obs: {**obs, "joints": obs["joints"][:, :1]},
+            ValueError,
+            r"episode.obs\['joints'\] must be \[6, 2\], got \[6, 1\]",
+        ),
+        (
+            lambda obs: {**obs, "joints": obs["joints"][:5]},
+            ValueError,
+            r"episode.obs\['joints'\] must be \[6, 2\], got \[5, 2\]",
+        ),
+        (
+            lambda obs: {**obs, "camera": obs["camera"] / 255},
+            TypeError,
+            r"\['camera'\] must be uint8, got float64; give uint8",
+        ),
+        (
+            lambda obs: {**obs, "joints": obs["joints"] * np.inf},
+            ValueError,
+            r"\['joints'\] must be finite, broken at row 0",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")
+def test_a_broken_dictionary_is_named_and_changes_nothing(make_named_episode, named_replay, change, error, message):
+    for number in (1, 2):
+        named_replay.add(make_named_episode(number, 10))
+    episode, before = make_named_episode(3, 6), named_replay.state_dict()
+    with pytest.raises(error, match=message):
+        named_replay.add(episode._replace(obs=change(episode.obs)))
+    assert (named_replay.num_steps, named_replay.num_episodes, named_replay.state_dict()) == (20, 2, before)
+    assert named_replay.sample(50, 10).obs["joints"][0, :, 0].unique().tolist() == [1, 2]
+
+
+def test_images_of_another_form_are_answered_with_what_to_do(make_episode):
+    replay = SequenceReplay(9, obs_shape=(3, 8, 6), action_dim=1)
+    message = r"must be \[L, 3, 8, 6\], got \[4, 8, 6, 3\]; it is channels last: give obs.transpose\(0, 3, 1, 2\)"
+    with pytest.raises(ValueError, match=message):
+        replay.add(make_episode(0, 4)._replace(obs=np.zeros((4, 8, 6, 3), np.uint8)))
+    with pytest.raises(
+        TypeError, match=r"must be uint8, got float32; give uint8 0 to 255: multiply by 255 first where"
+    ):
+        replay.add(make_episode(0, 4)._replace(obs=np.zeros((4, 3, 8, 6), np.float32)))
+    with pytest.raises(TypeError, match=r"must be a NumPy array of rows \(3, 8, 6\) \(obs_shape\), got a dictionary"):
+        replay.add(make_episode(0, 4)._replace(obs={"camera": np.zeros((4, 3, 8, 6), np.uint8)}))
+    assert replay.num_steps == 0
 
 
 def test_what_comes_in_is_copied_and_what_comes_out_too(make_episode):
@@ -259,8 +367,36 @@ def test_bad_sample_arguments_are_named_and_draw_nothing(fill, arguments, messag
         (
             {"obs_dtype": np.float64},
             TypeError,
-            r"obs_dtype must be uint8 \(pixels\) or float32 \(vectors\), got float64",
+            r"obs_dtype must be uint8 for pixels \(C, Y, X\) and float32 for vectors \(N,\), got float64 for \(3, 4",
         ),
+        ({"obs_dtype": np.float32}, TypeError, r"got float32 for \(3, 4, 4\); leave it out"),
+        ({"obs_shape": (4,), "obs_dtype": np.uint8}, TypeError, r"got uint8 for \(4,\); leave it out"),
+        ({"obs_shape": (4, 4)}, ValueError, r"obs_shape must be \(C, Y, X\) or \(N,\), .* got \(4, 4\)"),
+        ({"obs_shape": 4}, TypeError, r"obs_shape must be \(C, Y, X\) or \(N,\), whole numbers, got 4"),
+        (
+            {"obs_shape": (64, 48, 3)},
+            ValueError,
+            r"obs_shape must be \(C, Y, X\), channels first, got \(64, 48, 3\); give \(3, 64, 48\), and images as "
+            r"obs.transpose\(2, 0, 1\)",
+        ),
+        ({"obs_shape": {}}, ValueError, "obs_shape must have at least one entry, got an empty dictionary"),
+        ({"obs_shape": {1: (2,)}}, TypeError, "obs_shape must have strings as names, got 1"),
+        ({"obs_shape": {"a.b": (2,)}}, ValueError, "obs_shape must have printable names .* got 'a.b'"),
+        ({"obs_shape": {"a": (2, 2)}}, ValueError, r"obs_shape\['a'\] must be \(C, Y, X\) or \(N,\), .* got \(2, 2\)"),
+        ({"obs_shape": {"a": {"b": (2,)}}}, TypeError, r"obs_shape\['a'\] must be .* got {'b': \(2,\)}"),
+        ({"obs_shape": {"a": (9, 9, 4)}}, ValueError, r"obs_shape\['a'\] must be .* got \(9, 9, 4\); give \(4, 9, 9\)"),
+        (
+            {"obs_shape": {"a": (2,)}, "obs_dtype": np.float32},
+            TypeError,
+            "obs_dtype must be None or a mapping with the entries of obs_shape, got <class 'numpy.float32'>",
+        ),
+        (
+            {"obs_shape": {"a": (2,)}, "obs_dtype": {"b": np.float32}},
+            ValueError,
+            r"obs_dtype must have the entries \['a'\] of obs_shape, got \['b'\]",
+        ),
+        ({"obs_shape": {"a": (2,)}, "obs_dtype": {"a": np.uint8}}, TypeError, r"obs_dtype\['a'\] must be .* got uint8"),
+        ({"obs_dtype": {"a": np.uint8}}, TypeError, "obs_dtype must be one type, as obs_shape is one shape, got"),
     ],
 )
 def test_bad_sizes_are_named(arguments, error, message):

@@ -217,7 +217,8 @@ def test_a_closed_environment_can_be_closed_again(gl):
     env.close()
 
 
-def test_a_renderer_that_fails_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize("obs", ["pixels", "both"])
+def test_a_renderer_that_fails_says_at_once_what_to_install(monkeypatch, obs):
     from planet_lib.envs import dm_control
 
     def fail(*args, **kwargs):
@@ -227,5 +228,5 @@ def test_a_renderer_that_fails_says_what_to_install(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"cannot render .*glGetError'; run apt-get install .* libegl1 libgl1"
     ) as caught:
-        make_env("dmc:cartpole-balance")
+        make_env("dmc:cartpole-balance", obs=obs)
     assert "\n" not in str(caught.value)

@@ -104,7 +104,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones(name, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"obs": "image"}, 'obs must be "pixels" or "state", got \'image\''),
+        ({"obs": "image"}, 'obs must be "pixels", "state" or "both", got \'image\''),
         ({"image_size": (64,)}, r"image_size must be \(Y, X\), two whole numbers, got \(64,\)"),
         ({"image_size": 64}, r"image_size must be \(Y, X\), two whole numbers, got 64"),
         ({"image_size": (64, 0)}, r"image_size must be \(Y, X\), each at least 1, got \(64, 0\)"),

@@ -43,6 +43,12 @@ def load_example(name):
 
 
 train_planet = load_example("train_planet")
+LOSSES = train_planet.COLUMNS[train_planet.COLUMNS.index("loss_total") : train_planet.COLUMNS.index("grad_norm") + 1]
+# Everything that a run can have at once: camera and vector, all terms, a warm-up that a pause must not begin anew.
+EVERYTHING = (
+    *("--preset", "v1", "--image-size", "16", "--precision", "bfloat16", "--warmup-updates", "3"),
+    *("--kl-balance", "0.8", "--overshooting-obs-scale", "0.1", "--overshooting-chunk", "1"),
+)
 
 
 def train(out, *flags, name="run", obs="state"):
@@ -76,8 +82,9 @@ def test_a_run_writes_settings_metrics_episodes_checkpoint_curve_and_events(whol
 
 def test_the_training_rows_hold_finite_losses_and_the_evaluation_a_mean_and_spread(whole):
     *_, trained, evaluated = rows_of(whole)
-    for name in ("loss_total", "loss_obs", "loss_reward", "kl", "kl_clipped", "grad_norm", "episode_return"):
-        assert np.isfinite(float(trained[name])), name
+    there = {"loss_total", "loss_obs", "loss_reward", "loss_continue", "kl", "kl_clipped", "grad_norm"}
+    assert {name for name in LOSSES if trained[name]} == there
+    assert all(np.isfinite(float(trained[name])) for name in (*there, "episode_return"))
     assert float(evaluated["eval_mean"]) < 0 <= float(evaluated["eval_std"])
 
 
@@ -91,6 +98,46 @@ def test_a_stopped_and_resumed_run_equals_one_that_never_stopped_bit_for_bit(who
         for path in (run, whole)
     ]
     assert timeless[1] == [row for row in timeless[0] if not (row["kind"] == "eval" and row["episode"] == "3")]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("everything"), *EVERYTHING, obs="both")
+
+
+def test_a_run_with_every_term_from_pixels_and_state_fills_every_column_and_draws_the_pixels(everything):
+    *_, trained, evaluated = rows_of(everything)
+    assert all(np.isfinite(float(trained[name])) for name in LOSSES)
+    assert float(trained["loss_total"]) > float(trained["loss_obs"]) > 0
+    assert float(evaluated["eval_mean"]) < 0
+    names = sorted(path.name for path in (everything / "videos").iterdir())
+    stem = "episode-000004-pixels"
+    assert names == [f"{stem}-open-loop.mp4", f"{stem}-open-loop.png", f"{stem}-reconstruction.mp4"]
+
+
+def test_a_run_with_every_term_goes_on_bit_for_bit(everything, tmp_path):
+    run = train(tmp_path, *EVERYTHING, "--num-episodes", "1", obs="both")
+    train_planet.main(["--resume", str(run), "--num-episodes", "2"])
+    torch.testing.assert_close(weights_of(run), weights_of(everything), rtol=0.0, atol=0.0)
+
+
+def test_evaluate_draws_the_pixels_of_a_run_from_pixels_and_state(everything):
+    load_example("evaluate").main([str(everything), "--episodes", "1", "--video"])
+    assert (everything / "videos" / "evaluation-pixels.mp4").stat().st_size > 1000
+
+
+def test_the_learning_rate_warms_up_across_a_pause_and_the_precision_may_change_there(tmp_path, monkeypatch):
+    calls, original = [], train_planet.update
+
+    def watched(model, optimizer, *args, autocast, **kwargs):
+        calls.append((optimizer.param_groups[0]["lr"], autocast))
+        return original(model, optimizer, *args, autocast=autocast, **kwargs)
+
+    monkeypatch.setattr(train_planet, "update", watched)
+    run = train(tmp_path, "--num-episodes", "1", "--warmup-updates", "3", "--learning-rate", "0.3")
+    train_planet.main(["--resume", str(run), "--num-episodes", "2", "--precision", "bfloat16"])
+    assert [rate for rate, _ in calls] == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    assert [autocast for _, autocast in calls] == [None, None, torch.bfloat16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("moment", ["fit", "collect", "evaluate"])
@@ -232,6 +279,8 @@ def test_an_existing_run_is_not_overwritten(whole):
         (["--cell", "ssm"], "cell='rssm', got cell='ssm'"),
         (["--deter-dim", "9"], "deter_dim=8, got deter_dim=9"),
         (["--preset", "paper"], "preset='cpu', got preset='paper'"),
+        (["--gru", "reset_before"], "gru='reset_after', got gru='reset_before'"),
+        (["--continue-scale", "0"], "continue_scale=1.0, got continue_scale=0.0"),
     ],
 )
 def test_a_checkpoint_of_another_environment_or_model_is_refused_and_kept(whole, tmp_path, flags, difference):
@@ -242,6 +291,27 @@ def test_a_checkpoint_of_another_environment_or_model_is_refused_and_kept(whole,
         train_planet.main(["--resume", str(run), *flags])
     assert difference in str(stopped.value)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_the_version_before_the_newer_settings_is_refused_in_one_line_and_kept(whole, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(whole, run)
+    saved = load_checkpoint(run / "checkpoint.pt")
+    for name in ("activation", "gru", "precision"):
+        del saved["settings"][name]
+    save_checkpoint(run / "checkpoint.pt", saved)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for command in (
+        lambda: train_planet.main(["--resume", str(run)]),
+        lambda: load_example("evaluate").main([str(run)]),
+    ):
+        with pytest.raises(SystemExit, match=r"lack activation, gru, precision: .* another version[^\n]* new run$"):
+            command()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_the_training_script_is_read_in_one_sitting():
+    assert len((EXAMPLES / "train_planet.py").read_text(encoding="utf-8").splitlines()) <= 300
 
 
 def test_a_directory_that_is_no_run_is_named(tmp_path):
@@ -285,6 +355,12 @@ def test_a_mistake_in_evaluating_costs_one_line_before_any_episode(whole, capsys
         load_example("evaluate").main([str(whole), *flags])
     assert message in str(stopped.value)
     assert "return" not in "".join(capsys.readouterr())
+
+
+def test_environments_that_can_terminate_get_a_continue_head_unless_it_is_refused():
+    assert train_planet.parse(["--env", "gym:Hopper-v5"]).continue_scale == 1.0
+    assert train_planet.parse(["--env", "gym:Hopper-v5", "--continue-scale", "0"]).continue_scale == 0.0
+    assert train_planet.parse([]).continue_scale == 0.0
 
 
 def test_the_rnn_has_no_free_nats_unless_they_are_asked_for():

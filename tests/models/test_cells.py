@@ -1,5 +1,8 @@
 """The three cells, one step at a time: formulas by hand, laws, messages."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from planet_lib import Cell, RNNCell, RSSMCell, SSMCell, State
 from planet_lib.models import gaussian
+from planet_lib.models.cells._parts import GRU
 from planet_lib.models.rollout import map_state
 
 KINDS = ["rssm", "ssm", "rnn"]
@@ -63,7 +67,7 @@ def test_features_are_deter_then_stoch(kind: str) -> None:
 
 def two_layers(head: torch.nn.Module, inputs: Tensor) -> Tensor:
     weights = dict(head.named_parameters())
-    hidden = F.linear(inputs, weights["hidden.weight"], weights["hidden.bias"]).clamp(min=0)
+    hidden = F.linear(inputs, weights["layers.0.weight"], weights["layers.0.bias"]).clamp(min=0)
     return F.linear(hidden, weights["out.weight"], weights["out.bias"])
 
 
@@ -82,8 +86,8 @@ def test_the_ssm_by_hand() -> None:
 def test_the_rnn_by_hand() -> None:
     cell = make("rnn")
     state, action, embed = draw_state(cell, 4), draw(4, A), draw(4, E)
-    path = cell.path
-    hidden = F.linear(torch.cat([state.stoch, action], -1), path.embed.weight, path.embed.bias).clamp(min=0)
+    path, layer = cell.path, cell.path.layers[0]
+    hidden = F.linear(torch.cat([state.stoch, action], -1), layer.weight, layer.bias).clamp(min=0)
     from_hidden = F.linear(hidden, path.gru.weight_ih, path.gru.bias_ih).chunk(3, -1)
     from_deter = F.linear(state.deter, path.gru.weight_hh, path.gru.bias_hh).chunk(3, -1)
     reset, update = ((from_hidden[i] + from_deter[i]).sigmoid() for i in (0, 1))
@@ -228,3 +232,162 @@ def test_sizes_below_one_and_bad_min_std_are_named(make_cell: type[RSSMCell | SS
         for bad in (-0.1, float("nan")):
             with pytest.raises(ValueError, match=f"min_std must be at least 0, got {bad}"):
                 make_cell(**good, min_std=bad)
+
+
+def test_the_gru_that_resets_before_the_product_in_numbers() -> None:
+    gru = GRU(1, 1, "reset_before").double()
+    weights = {"weight_ih": [[0.5], [-0.3], [1.2]], "weight_hh": [[0.7], [0.4], [-0.9]], "bias_ih": [0.1, 0.2, -0.4]}
+    gru.load_state_dict({name: torch.tensor(rows, dtype=torch.float64) for name, rows in weights.items()})
+    x, h = 0.8, -0.6
+    reset = 1 / (1 + math.exp(-(0.5 * x + 0.7 * h + 0.1)))
+    update = 1 / (1 + math.exp(-(-0.3 * x + 0.4 * h + 0.2)))
+    candidate = math.tanh(1.2 * x - 0.9 * (reset * h) - 0.4)
+    got = gru(torch.tensor([[x]], dtype=torch.float64), torch.tensor([[h]], dtype=torch.float64))
+    assert got.item() == pytest.approx(update * h + (1 - update) * candidate, rel=1e-14)
+
+
+def test_the_gru_that_resets_before_the_product_is_tensorflows() -> None:
+    torch.manual_seed(0)
+    gru = GRU(4, 3, "reset_before").double()
+    x, h = draw(5, 4), draw(5, 3)
+    kernel = torch.cat([gru.weight_ih, gru.weight_hh], 1)  # over [x, h], as GRUBlockCell keeps it
+    reset, update = (torch.cat([x, h], 1) @ kernel[:6].T + gru.bias_ih[:6]).sigmoid().chunk(2, -1)
+    candidate = (torch.cat([x, reset * h], 1) @ kernel[6:].T + gru.bias_ih[6:]).tanh()
+    close(gru(x, h), update * h + (1 - update) * candidate)
+    assert [name for name, _ in gru.named_parameters()] == ["weight_ih", "weight_hh", "bias_ih"]
+
+
+def test_the_gru_that_resets_after_the_product_is_torchs_in_values_and_gradients() -> None:
+    torch.manual_seed(0)
+    ours, torchs = GRU(4, 3, "reset_after").double(), torch.nn.GRUCell(4, 3).double()
+    torchs.load_state_dict(ours.state_dict())
+    x, h, weights = draw(5, 4), draw(5, 3), draw(5, 3)
+    outputs = [gru(x, h) for gru in (ours, torchs)]
+    close(*outputs)
+    pair = [
+        torch.autograd.grad((weights * output).sum(), [*gru.parameters()])
+        for gru, output in zip((ours, torchs), outputs, strict=True)
+    ]
+    close(*pair)
+
+
+@pytest.mark.parametrize("make_cell", [RSSMCell, RNNCell])
+def test_the_kind_of_gru_is_the_cells(make_cell: type[RSSMCell | RNNCell]) -> None:
+    for kind in ("reset_after", "reset_before"):
+        cell = make_cell(A, E, deter_dim=D, stoch_dim=S, hidden_dim=HIDDEN, gru=kind).double()
+        state, action = draw_state(cell, 4), draw(4, A)
+        hidden = cell.path.hidden(torch.cat([state.stoch, action], -1))
+        gru = GRU(D, D, kind).double()
+        gru.load_state_dict(cell.path.gru.state_dict())
+        close(cell.prior(state, action).deter, gru(hidden, state.deter))
+
+
+def elu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, x.exp() - 1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: x.clamp(min=0),
+    "elu": elu,
+    "silu": lambda x: x / (1 + (-x).exp()),
+    "gelu": gelu,
+    "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+}
+
+
+def stack(part: torch.nn.Module, inputs: Tensor, activation: str) -> Tensor:
+    for layer in part.layers:
+        inputs = ACTIVATIONS[activation](F.linear(inputs, layer.weight, layer.bias))
+    return inputs
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_hidden_layers_in_front_of_gru_and_distributions_by_hand(activation: str, num_layers: int) -> None:
+    torch.manual_seed(0)
+    cell = RSSMCell(
+        A, E, deter_dim=D, stoch_dim=S, hidden_dim=HIDDEN, num_layers=num_layers, activation=activation
+    ).double()
+    state, action, embed = draw_state(cell, 4), draw(4, A), draw(4, E)
+    deter = cell.path.gru(stack(cell.path, torch.cat([state.stoch, action], -1), activation), state.deter)
+    prior = cell.prior(state, action)
+    posterior = cell.posterior(prior, embed)
+    close(prior.deter, deter)
+    for head, inputs, got in (
+        (cell.prior_head, deter, prior),
+        (cell.posterior_head, torch.cat([deter, embed], -1), posterior),
+    ):
+        out = F.linear(stack(head, inputs, activation), head.out.weight, head.out.bias)
+        close(got.mean, out[:, :S])
+        close(got.std, (1 + out[:, S:].exp()).log() + 0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_num_layers_counts_the_hidden_layers_of_every_part(kind: str) -> None:
+    sizes = {"stoch_dim": S, "hidden_dim": HIDDEN, "num_layers": 3}
+    if kind == "ssm":
+        cell: RSSMCell | SSMCell | RNNCell = SSMCell(A, E, **sizes)
+        widths = {"prior_head": S + A, "posterior_head": 2 * S + E}
+    else:
+        cell = (RSSMCell if kind == "rssm" else RNNCell)(A, E, deter_dim=D, **sizes)
+        widths = {"prior_head": D, "posterior_head": D + E}
+        assert [tuple(layer.weight.shape) for layer in cell.path.layers] == [(D, S + A), (D, D), (D, D)]
+    for name, width in widths.items():
+        head = getattr(cell, name)
+        assert [tuple(layer.weight.shape) for layer in head.layers] == [(HIDDEN, width), *[(HIDDEN, HIDDEN)] * 2]
+        assert tuple(head.out.weight.shape) == (S if kind == "rnn" else 2 * S, HIDDEN)
+
+
+@pytest.mark.parametrize("make_cell", [RSSMCell, SSMCell])
+def test_a_clamped_deviation_is_the_larger_of_the_two_and_has_no_gradient_below(
+    make_cell: type[RSSMCell | SSMCell],
+) -> None:
+    raw = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
+    softplus = [math.log(1 + math.exp(x)) for x in raw.tolist()]  # 0.13, 0.69, 3.05
+    expected = {"clamp": [max(x, 0.5) for x in softplus], "add": [x + 0.5 for x in softplus]}
+    slope = [1 / (1 + math.exp(-x)) for x in raw.tolist()]
+    slopes = {"clamp": [0.0, *slope[1:]], "add": slope}
+    for mode in ("clamp", "add"):
+        cell = make_cell(A, E, stoch_dim=S, hidden_dim=HIDDEN, min_std=0.5, min_std_mode=mode).double()
+        for head in (cell.prior_head, cell.posterior_head):
+            with torch.no_grad():
+                head.out.weight.zero_()
+                head.out.bias.copy_(torch.cat([torch.zeros(S), raw]))
+        prior = cell.prior(cell.initial(1), draw(1, A))
+        for head, state in ((cell.prior_head, prior), (cell.posterior_head, cell.posterior(prior, draw(1, E)))):
+            assert state.std[0].tolist() == pytest.approx(expected[mode])
+            (grad,) = torch.autograd.grad(state.std.sum(), [head.out.bias], retain_graph=True)
+            assert grad[S:].tolist() == pytest.approx(slopes[mode])
+
+
+@pytest.mark.parametrize("make_cell", [RSSMCell, SSMCell, RNNCell])
+def test_unknown_choices_and_no_layers_are_named(make_cell: type[RSSMCell | SSMCell | RNNCell]) -> None:
+    cases = [
+        ({"activation": "swish"}, "activation must be one of relu, elu, silu, gelu, tanh, got 'swish'"),
+        ({"init": "zeros"}, "init must be one of torch, glorot, got 'zeros'"),
+        ({"num_layers": 0}, "num_layers must be greater than 0, got 0"),
+    ]
+    if make_cell is not SSMCell:
+        cases.append(({"gru": "before"}, "gru must be one of reset_after, reset_before, got 'before'"))
+    if make_cell is not RNNCell:
+        cases.append(({"min_std_mode": "max"}, "min_std_mode must be one of add, clamp, got 'max'"))
+    for setting, message in cases:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            make_cell(A, E, **setting)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_global_prior_is_the_standard_normal_with_the_states_own_path(kind: str) -> None:
+    cell = make(kind)
+    state = draw_state(cell, 2, 4)
+    prior = cell.global_prior(state)
+    zero = torch.zeros(2, 4, S, dtype=torch.float64)
+    close(prior, State(deter=state.deter, stoch=zero, mean=zero, std=zero + 1))
+    expected = state.mean.square() / 2
+    if kind != "rnn":
+        expected = expected + (state.std.square() - 1) / 2 - state.std.log()
+    close(cell.divergence(state, prior), expected.sum(-1))

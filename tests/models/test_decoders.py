@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from planet_lib import ConvEncoder, Decoder, PatchDecoder, PatchEncoder, RewardHead
+from planet_lib import ContinueHead, ConvEncoder, Decoder, DictDecoder, PatchDecoder, PatchEncoder, RewardHead
 
 FAST = settings(max_examples=20, deadline=None)
 sides = st.integers(16, 100)
@@ -55,6 +55,28 @@ def test_the_last_row_and_column_vary_as_much_as_the_first(size: int) -> None:
         assert 0.4 < last.mean() / first.mean() < 2.5
 
 
+@settings(FAST, max_examples=15)
+@given(st.integers(1, 9), st.integers(16, 256), st.integers(16, 256), st.integers(0, 2**31))
+def test_any_image_is_mirrored_every_pixel_asks_every_feature_and_every_weight_is_trained(
+    channels: int, height: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    shape = (channels, height, width)
+    encoder, decoder = ConvEncoder(shape, depth=1).double(), Decoder(2, shape, depth=1, seed_dim=4).double()
+    with torch.no_grad():
+        for part in (encoder, decoder):
+            for parameter in part.parameters():  # positive weights and inputs, so that no relu hides a connection
+                parameter.abs_().add_(0.01)
+    images = decoder(torch.tensor([[0.3, 0.6], [1.3, 0.6], [0.3, 1.6]], dtype=torch.float64))
+    assert images.shape == (3, *encoder.image_shape)
+    for moved in images[1:]:
+        assert (moved > images[0]).all()
+    (images.mean() + encoder(images).mean()).backward()
+    for part in (encoder, decoder):
+        for name, parameter in part.named_parameters():
+            assert (parameter.grad > 0).all(), name
+
+
 def test_the_deconvolutions_are_the_papers_at_64_pixels() -> None:
     decoder = Decoder(230, (3, 64, 64)).network
     sizes = [tuple(layer.weight.shape) for layer in decoder.layers]
@@ -87,6 +109,33 @@ def test_the_reward_head_is_two_hidden_layers_and_one_number() -> None:
     expected = F.linear(hidden, third.weight, third.bias)
     torch.testing.assert_close(head(features), expected[..., 0])
     assert len(RewardHead(6, num_hidden=3).layers) == 4
+
+
+ACTIVATIONS = {
+    "relu": lambda x: x.clamp(min=0),
+    "elu": lambda x: torch.where(x > 0, x, x.exp() - 1),
+    "silu": lambda x: x / (1 + (-x).exp()),
+    "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
+    "tanh": lambda x: 1 - 2 / (1 + (2 * x).exp()),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("make", [RewardHead, ContinueHead])
+def test_a_head_of_any_depth_and_activation_by_hand(make: type[RewardHead], activation: str) -> None:
+    torch.manual_seed(0)
+    head = make(6, hidden_dim=9, num_hidden=3, activation=activation).double()
+    features = torch.randn(3, 2, 6, dtype=torch.float64)
+    *hidden_layers, last = head.layers
+    assert len(hidden_layers) == 3
+    hidden = features
+    for layer in hidden_layers:
+        hidden = ACTIVATIONS[activation](F.linear(hidden, layer.weight, layer.bias))
+    expected = (hidden * last.weight).sum(-1) + last.bias
+    torch.testing.assert_close(head(features), expected)
+    with torch.no_grad():
+        last.bias.add_(5.0)
+    assert (head(features) > 1).all(), "a logit, not a probability"
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 4), (2, 4, 12)])
@@ -150,6 +199,8 @@ def test_leading_axes_are_free() -> None:
         (Decoder(6, (3,)), "decoder"),
         (PatchDecoder(6, (2, 16, 8)), "decoder"),
         (RewardHead(6), "head"),
+        (ContinueHead(6), "head"),
+        (DictDecoder({"joints": Decoder(6, (3,))}), "decoder"),
     ],
 )
 def test_wrong_features_are_named(part: nn.Module, owner: str) -> None:
@@ -184,8 +235,51 @@ def test_wrong_settings_are_named() -> None:
     for name in ("feature_dim", "hidden_dim", "num_hidden"):
         with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
             RewardHead(**{"feature_dim": 6, name: 0})
+    for make in (RewardHead, ContinueHead):
+        with pytest.raises(ValueError, match="activation must be one of relu, elu, silu, gelu, tanh, got 'swish'"):
+            make(6, activation="swish")
 
 
 @pytest.mark.parametrize("part", [Decoder(4, (3, 16, 8), depth=2), PatchDecoder(4, (3, 16, 8)), Decoder(4, (3,))])
 def test_no_features_give_no_observations(part: Decoder | PatchDecoder) -> None:
     assert part(torch.zeros(2, 0, 4)).shape == (2, 0, *part.obs_shape)
+
+
+def both() -> DictDecoder:
+    torch.manual_seed(0)
+    return DictDecoder({"joints": Decoder(6, (5,), hidden_dim=9), "camera": Decoder(6, (3, 16, 24), depth=2)})
+
+
+def test_several_observations_are_predicted_each_by_its_own_decoder() -> None:
+    decoder = both().double()
+    features = torch.randn(2, 3, 2, 6, dtype=torch.float64)
+    predicted = decoder(features)
+    assert [*predicted] == ["joints", "camera"]
+    for name, shape in (("joints", (5,)), ("camera", (3, 16, 24))):
+        assert torch.equal(predicted[name], decoder.decoders[name](features))
+        assert predicted[name].shape == (2, 3, 2, *shape)
+        assert predicted[name].dtype == torch.float64
+    assert decoder.feature_dim == 6
+    names = {name.split(".")[1] for name in decoder.state_dict()}
+    assert names == {"joints", "camera"}
+
+
+def test_decoders_that_read_different_features_are_named_with_their_sizes() -> None:
+    message = r"decoders must all have one feature_dim, the cell's, got \{'joints': 6, 'camera': 7\}"
+    with pytest.raises(ValueError, match=message):
+        DictDecoder({"joints": Decoder(6, (5,)), "camera": Decoder(7, (5,))})
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "a/b", 3])
+def test_names_that_cannot_stand_in_a_state_dict_are_refused(name: object) -> None:
+    with pytest.raises(ValueError, match=f"decoders must have names without dots and slashes, got {name!r}"):
+        DictDecoder({name: Decoder(6, (3,))})
+
+
+def test_no_decoders_and_parts_without_a_size_are_named() -> None:
+    with pytest.raises(ValueError, match="decoders must hold at least one entry, got none"):
+        DictDecoder({})
+    for part in (nn.Linear(3, 3), 7):
+        message = rf"decoders\['joints'\] must be a torch.nn.Module with a feature_dim, got {type(part).__name__}"
+        with pytest.raises(TypeError, match=message):
+            DictDecoder({"joints": part})

@@ -1,4 +1,4 @@
-"""Encoders: where every pixel goes, rows apart from each other, messages."""
+"""Encoders: where every pixel goes, rows apart from each other, several observations side by side, messages."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from planet_lib import ConvEncoder, PatchEncoder, VectorEncoder
+from planet_lib import ConvEncoder, DictEncoder, PatchEncoder, VectorEncoder
 from planet_lib.models.encoders import conv_sizes
 
 FAST = settings(max_examples=15, deadline=None)
@@ -197,3 +197,90 @@ def test_observations_that_are_no_float_tensors_are_named() -> None:
         ConvEncoder((3, 16, 16), depth=1)(torch.zeros(1, 3, 16, 16).numpy())
     with pytest.raises(TypeError, match=r"obs must be floats, got torch.int64; convert it with obs.float\(\)"):
         VectorEncoder(3)(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def both() -> DictEncoder:
+    torch.manual_seed(0)
+    return DictEncoder({"joints": VectorEncoder(5, embed_dim=7), "camera": ConvEncoder((3, 16, 24), depth=2)})
+
+
+def see(*leading: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "camera": torch.rand(*leading, 3, 16, 24, generator=generator, dtype=dtype) - 0.5,
+        "joints": torch.randn(*leading, 5, generator=generator, dtype=dtype),
+    }
+
+
+def test_embeddings_stand_side_by_side_in_the_order_of_the_encoders_not_of_the_observation() -> None:
+    encoder, obs = both(), see(3, 2)
+    joints, camera = encoder.encoders["joints"], encoder.encoders["camera"]
+    assert [*encoder.encoders] == ["joints", "camera"]
+    assert encoder.embed_dim == 7 + camera.embed_dim
+    expected = torch.cat([joints(obs["joints"]), camera(obs["camera"])], -1)
+    for order in (obs, dict(reversed(obs.items()))):
+        assert torch.equal(encoder(order), expected)
+
+
+def test_an_entry_moves_its_own_part_of_the_embedding_alone() -> None:
+    encoder, obs = both(), see(3, 2)
+    before = encoder(obs)
+    moved = encoder({**obs, "camera": obs["camera"] + 0.1})
+    assert torch.equal(moved[..., :7], before[..., :7])
+    assert (moved[..., 7:] != before[..., 7:]).any(-1).all()
+
+
+def test_several_observations_are_embedded_on_any_leading_axes_in_the_dtype_of_the_weights() -> None:
+    encoder, obs = both().double(), see(2, 3, 2, dtype=torch.float64)
+    flat = {name: value.flatten(0, 2) for name, value in obs.items()}
+    one_by_one = [encoder({name: value[row : row + 1] for name, value in flat.items()}) for row in range(12)]
+    torch.testing.assert_close(encoder(obs).flatten(0, 2), torch.cat(one_by_one))
+    assert encoder(obs).dtype == torch.float64
+
+
+def test_the_weights_of_several_encoders_are_named_after_their_entries() -> None:
+    names = {name.rsplit(".", 2)[0] for name in both().state_dict()}
+    assert names == {"encoders.joints.layers", "encoders.camera.convs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [({"camera": None}, "joints"), ({"sonar": torch.zeros(2, 1)}, "camera, joints, sonar"), (None, "none")],
+)
+def test_entries_that_are_missing_or_too_many_are_named(change: dict[str, Tensor | None] | None, got: str) -> None:
+    obs = {} if change is None else {name: value for name, value in {**see(2), **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=f"^obs must have the entries joints, camera, got {got}$"):
+        both()(obs)
+
+
+def test_an_observation_that_is_no_dictionary_or_has_bytes_in_it_is_named() -> None:
+    with pytest.raises(TypeError, match="obs must be a dictionary of joints, camera, got Tensor"):
+        both()(torch.zeros(2, 5))
+    obs = see(2)
+    with pytest.raises(TypeError, match=r"images must be floats .*got torch.uint8"):
+        both()({**obs, "camera": obs["camera"].byte()})
+    with pytest.raises(TypeError, match=r"obs must be floats, got torch.int64"):
+        both()({**obs, "joints": obs["joints"].long()})
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "a/b", 3])
+def test_names_that_cannot_stand_in_a_state_dict_are_refused(name: object) -> None:
+    with pytest.raises(ValueError, match=f"encoders must have names without dots and slashes, got {name!r}"):
+        DictEncoder({name: VectorEncoder(3)})
+
+
+@pytest.mark.parametrize("name", ["keys", "type", "training"])
+def test_names_that_torch_needs_itself_are_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"encoders must have names that torch.nn.ModuleDict has not taken, got '{name}'"
+    ):
+        DictEncoder({name: VectorEncoder(3)})
+
+
+def test_no_encoders_and_parts_without_a_size_are_named() -> None:
+    with pytest.raises(ValueError, match="encoders must hold at least one entry, got none"):
+        DictEncoder({})
+    for part in (nn.Linear(3, 3), 7):
+        message = rf"encoders\['joints'\] must be a torch.nn.Module with an embed_dim, got {type(part).__name__}"
+        with pytest.raises(TypeError, match=message):
+            DictEncoder({"joints": part})

@@ -94,3 +94,24 @@ def test_without_noise_the_global_generator_is_used() -> None:
     torch.manual_seed(5)
     assert torch.equal(drawn, gaussian.sample(mean, std, torch.randn(3, 4)))
     assert not torch.equal(drawn, gaussian.sample(mean, std))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_widened_before_the_sum(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mean, other_mean = torch.randn(2, 4, 30).to(dtype)
+    std, other_std = (torch.rand(2, 4, 30) + 0.1).to(dtype)
+    narrow, wide = (mean, std, other_mean, other_std), [v.float() for v in (mean, std, other_mean, other_std)]
+    kl = gaussian.kl_divergence(*narrow)
+    assert kl.dtype == torch.float32
+    assert torch.equal(kl, gaussian.kl_divergence(*wide))
+    density = gaussian.log_density(*narrow[:2], narrow[3])
+    assert density.dtype == torch.float32
+    assert torch.equal(density, gaussian.log_density(*wide[:2], wide[3]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_types_stay_as_they_are(dtype: torch.dtype) -> None:
+    value = torch.ones(3, dtype=dtype)
+    assert gaussian.widen(value) is value
+    assert gaussian.kl_divergence(value, value, value, value).dtype == dtype

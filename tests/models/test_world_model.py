@@ -5,7 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from planet_lib import ConvEncoder, Decoder, RewardHead, RSSMCell, SSMCell, VectorEncoder, WorldModel
+from planet_lib import (
+    ContinueHead,
+    ConvEncoder,
+    Decoder,
+    DictDecoder,
+    DictEncoder,
+    RewardHead,
+    RSSMCell,
+    SSMCell,
+    VectorEncoder,
+    WorldModel,
+)
 
 
 def parts() -> dict[str, torch.nn.Module]:
@@ -26,7 +37,20 @@ def test_the_parts_are_kept_as_they_are_and_make_up_the_state_dict() -> None:
     assert names == set(given)
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder", "reward_head"])
+def test_a_continue_head_is_kept_and_without_one_nothing_stands_in_its_place() -> None:
+    head = ContinueHead(4)
+    model = WorldModel(**parts(), continue_head=head)
+    assert model.continue_head is head
+    weights = model.state_dict()
+    assert {name for name in weights if name.startswith("continue_head.")} == {
+        f"continue_head.{name}" for name in head.state_dict()
+    }
+    plain = WorldModel(**parts())
+    assert plain.continue_head is None
+    plain.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("continue_head")})
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "reward_head", "continue_head"])
 def test_a_part_that_is_no_module_is_named(name: str) -> None:
     with pytest.raises(TypeError, match=rf"{name} must be a torch.nn.Module, got SimpleNamespace"):
         WorldModel(**{**parts(), name: SimpleNamespace(feature_dim=4)})
@@ -39,6 +63,17 @@ def test_a_part_that_is_no_module_is_named(name: str) -> None:
         ("cell", RSSMCell(1, 9), "cell.embed_dim must equal encoder.embed_dim=8, got 9"),
         ("decoder", Decoder(5, (3,)), "decoder.feature_dim must equal cell.feature_dim=4, got 5"),
         ("reward_head", RewardHead(6), "reward_head.feature_dim must equal cell.feature_dim=4, got 6"),
+        ("continue_head", ContinueHead(6), "continue_head.feature_dim must equal cell.feature_dim=4, got 6"),
+        (
+            "encoder",
+            DictEncoder({"one": VectorEncoder(3, embed_dim=8), "other": VectorEncoder(3, embed_dim=8)}),
+            "cell.embed_dim must equal encoder.embed_dim=16, got 8",
+        ),
+        (
+            "decoder",
+            DictDecoder({"one": Decoder(5, (3,)), "other": Decoder(5, (3,))}),
+            "decoder.feature_dim must equal cell.feature_dim=4, got 5",
+        ),
     ],
 )
 def test_parts_of_different_sizes_are_named(name: str, part: torch.nn.Module, message: str) -> None:

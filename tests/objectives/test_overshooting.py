@@ -1,5 +1,6 @@
 """Latent overshooting against plain loops over start times, the drawn example, gradients, messages."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from planet_lib import Batch, RNNCell, RSSMCell, SSMCell, State, WorldModel, latent_overshooting, observe
+from planet_lib import Batch, Losses, RNNCell, RSSMCell, SSMCell, State, WorldModel, latent_overshooting, observe
 from planet_lib.models.rollout import map_state
 
 KINDS = ["rssm", "ssm", "rnn"]
@@ -107,7 +108,7 @@ def test_it_is_the_plain_loop_over_start_times(
         weights=weights,
         stop_start_gradient=stop,
         noise=noise,
-    )
+    ).total
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     if expected.requires_grad and got.requires_grad:
         leaves = list(model.parameters())
@@ -165,7 +166,7 @@ def targets(is_first: Tensor, mask: Tensor, *, distance: int, d: int) -> list[in
             distance=distance,
             free_nats=0.0,
             weights=[float(other == d) for other in range(2, distance + 1)],
-        )
+        ).total
         shares.append(loss.item() * distance)
     counted = [costly for costly, share in enumerate(shares) if share > 0]
     assert all(shares[costly] == pytest.approx(1 / len(counted)) for costly in counted)
@@ -199,28 +200,31 @@ def test_a_window_that_begins_in_padding_starts_no_chain_there(d: int) -> None:
 def test_distance_one_adds_exactly_nothing(kind: str) -> None:
     model, batch, prior, posterior, _ = case(kind, 0, distance=1)
     loss = latent_overshooting(model, batch, prior, posterior, distance=1, free_nats=3.0)
-    assert loss.item() == 0.0
-    assert loss.dtype == torch.float64
+    for term in (loss.total, *loss.raw.values(), *loss.scaled.values()):
+        assert term.item() == 0.0
+        assert term.dtype == torch.float64
 
 
 def test_a_distance_that_no_chain_reaches_adds_nothing_but_still_divides() -> None:
     model, batch, prior, posterior, noise = case("rssm", 1, distance=40, resets=0.0, padding=0.0)
-    reached = latent_overshooting(model, batch, prior, posterior, distance=T - 1, free_nats=0.0, noise=noise[: T - 1])
-    beyond = latent_overshooting(model, batch, prior, posterior, distance=40, free_nats=0.0, noise=noise)
-    torch.testing.assert_close(beyond * 40, reached * (T - 1))
-    assert reached > 0
+    near, far = (
+        latent_overshooting(model, batch, prior, posterior, distance=d, free_nats=0.0, noise=noise[:d])
+        for d in (T - 1, 40)
+    )
+    torch.testing.assert_close(far.total * 40, near.total * (T - 1))
+    assert near.total > 0
 
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_window_of_one_row_adds_nothing(stop: bool) -> None:
     model, batch, prior, posterior, _ = case("rssm", 1, distance=3)
     first = (map_state(lambda field: field[:1], states) for states in (batch, prior, posterior))
-    assert latent_overshooting(model, *first, distance=3, stop_start_gradient=stop).item() == 0.0
+    assert latent_overshooting(model, *first, distance=3, stop_start_gradient=stop).total.item() == 0.0
 
 
 def test_free_nats_count_per_row_and_distance() -> None:
     model, batch, prior, posterior, noise = case("ssm", 2, distance=3, resets=0.0, padding=0.0)
-    loss = latent_overshooting(model, batch, prior, posterior, distance=3, free_nats=1e6, noise=noise)
+    loss = latent_overshooting(model, batch, prior, posterior, distance=3, free_nats=1e6, noise=noise).total
     assert loss.item() == pytest.approx(2 * 1e6 / 3)
     grads = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
@@ -232,11 +236,11 @@ def test_a_weight_of_zero_drops_its_distance() -> None:
     def loss(*weights: float) -> float:
         return latent_overshooting(
             model, batch, prior, posterior, distance=3, free_nats=0.0, weights=weights, noise=noise
-        ).item()
+        ).total.item()
 
     assert loss(2.0, 5.0) == pytest.approx(2 * loss(1.0, 0.0) + 5 * loss(0.0, 1.0))
     default = latent_overshooting(model, batch, prior, posterior, distance=3, free_nats=0.0, noise=noise)
-    assert loss(1.0, 1.0) == pytest.approx(default.item())
+    assert loss(1.0, 1.0) == pytest.approx(default.total.item())
 
 
 def leaf_case(kind: str) -> tuple[WorldModel, Batch, State, State, Tensor]:
@@ -255,7 +259,7 @@ def test_start_states_keep_their_gradient_unless_it_is_stopped(kind: str, stop: 
     model, batch, prior, posterior, noise = leaf_case(kind)
     loss = latent_overshooting(
         model, batch, prior, posterior, distance=3, free_nats=0.0, stop_start_gradient=stop, noise=noise
-    )
+    ).total
     grads = State(*torch.autograd.grad(loss, list(posterior), materialize_grads=True, retain_graph=True))
     starts = grads.stoch[: T - 2].abs().sum(-1)
     assert (starts == 0).all() if stop else (starts > 0).all()
@@ -271,7 +275,7 @@ def test_start_states_keep_their_gradient_unless_it_is_stopped(kind: str, stop: 
 def test_no_gradient_reaches_the_targets(kind: str) -> None:
     model, batch, prior, posterior, noise = leaf_case(kind)
     detached = map_state(Tensor.detach, prior)
-    loss = latent_overshooting(model, batch, detached, posterior, distance=3, free_nats=0.0, noise=noise)
+    loss = latent_overshooting(model, batch, detached, posterior, distance=3, free_nats=0.0, noise=noise).total
     assert all(grad is None for grad in torch.autograd.grad(loss, list(posterior), allow_unused=True))
 
 
@@ -293,7 +297,7 @@ def test_what_stands_in_padded_rows_never_matters_not_even_to_the_gradient() -> 
     assert padded[1:-1].any()
 
     def run(batch: Batch, prior: State, posterior: State, noise: Tensor) -> tuple[Tensor, ...]:
-        loss = latent_overshooting(model, batch, prior, posterior, distance=4, free_nats=0.1, noise=noise)
+        loss = latent_overshooting(model, batch, prior, posterior, distance=4, free_nats=0.1, noise=noise).total
         leaves = list(model.cell.parameters())
         return loss, *torch.autograd.grad(loss, leaves, materialize_grads=True, retain_graph=True)
 
@@ -314,7 +318,7 @@ def test_without_noise_the_global_seed_decides(kind: str) -> None:
 
     def run(seed: int) -> float:
         torch.manual_seed(seed)
-        return latent_overshooting(model, batch, prior, posterior, distance=3, free_nats=0.0).item()
+        return latent_overshooting(model, batch, prior, posterior, distance=3, free_nats=0.0).total.item()
 
     assert run(1) == run(1) != run(2)
 
@@ -330,7 +334,7 @@ def test_it_compiles_whole_and_gives_the_same(kind: str, stop: bool) -> None:
         )
         return latent_overshooting(
             model, batch, *states, distance=3, free_nats=0.5, stop_start_gradient=stop, noise=noise
-        )
+        ).total
 
     torch._dynamo.reset()
     got, expected = torch.compile(run, fullgraph=True, backend="eager")(), run()
@@ -343,7 +347,7 @@ def test_it_compiles_whole_and_gives_the_same(kind: str, stop: bool) -> None:
 def test_wrong_input_is_named() -> None:
     model, batch, prior, posterior, noise = case("rssm", 0, distance=3)
 
-    def run(**change: object) -> Tensor:
+    def run(**change: object) -> Losses:
         arguments = {"batch": batch, "prior": prior, "posterior": posterior, "distance": 3, **change}
         return latent_overshooting(model, **arguments)
 
@@ -384,3 +388,139 @@ def test_flags_that_are_not_bool_and_a_divergence_of_another_shape_are_named() -
     message = r"the cell's divergence must be \[T, B\] with T=4, B=2 \(from batch.mask\), got \[\]"
     with pytest.raises(ValueError, match=message):
         latent_overshooting(model, batch, prior, posterior, distance=3)
+
+
+class Sum(NamedTuple):
+    value: Tensor
+
+
+class AddingCell(nn.Module):
+    """A state is a number, to which each action is added."""
+
+    action_dim, feature_dim, noise_dim = 1, 1, 0
+
+    def prior(self, state: Sum, action: Tensor, noise: Tensor | None = None) -> Sum:
+        return Sum(state.value + action)
+
+    def features(self, state: Sum) -> Tensor:
+        return state.value
+
+    def divergence(self, posterior: Sum, prior: Sum) -> Tensor:
+        return 0.5 * (posterior.value - prior.value).square().sum(-1)
+
+
+class OfFeatures(nn.Module):
+    """Applies a function to the features."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor | dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, features: Tensor) -> Tensor | dict[str, Tensor]:
+        return self.function(features)
+
+
+def column(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1, 1)
+
+
+def adding(
+    decoder: Callable[[Tensor], Tensor | dict[str, Tensor]] = lambda features: 2 * features, *, first: int | None = None
+) -> tuple[WorldModel, Batch, Sum, Sum]:
+    """Four rows. The chains say 2.5 and 5 for rows 2 and 3 at distance 2, and 4.5 for row 3 at distance 3."""
+    model = WorldModel(nn.Identity(), AddingCell(), OfFeatures(decoder), OfFeatures(lambda features: features[..., 0]))
+    action, seen = column(0, 0.5, 1, 2), column(1, 2, 4, 7)
+    is_first = torch.arange(4)[:, None] == (-1 if first is None else first)
+    reward = column(9, 9, 2, 3)[..., 0]
+    batch = Batch(seen, action, reward, is_first, torch.zeros_like(is_first), torch.ones_like(is_first))
+    prior = Sum(torch.cat([column(0), seen[:-1] + action[1:]]))
+    return model, batch, prior, Sum(seen)
+
+
+def test_rewards_and_observations_of_open_loop_states_by_hand() -> None:
+    losses = latent_overshooting(
+        *adding(),
+        distance=3,
+        obs=column(0, 0, 4, 8),
+        free_nats=2.0,
+        kl_scale=0.5,
+        reward_scale=10.0,
+        obs_scale=0.1,
+        weights=[1.0, 4.0],
+    )
+    kl = [(1.5**2 + 2**2) / 4, 2.5**2 / 2]
+    clipped = [(2 + 2) / 2, 2.5**2 / 2]
+    reward = [(0.5**2 + 2**2) / 4, 1.5**2 / 2]
+    obs = [(1**2 + 2**2) / 4, 1**2 / 2]
+    expected = {
+        name: (near + 4 * far) / 3
+        for name, (near, far) in {"kl": kl, "kl_clipped": clipped, "reward": reward, "obs": obs}.items()
+    }
+    assert {name: term.item() for name, term in losses.raw.items()} == pytest.approx(expected)
+    scaled = {"kl": 0.5 * expected["kl_clipped"], "reward": 10 * expected["reward"], "obs": 0.1 * expected["obs"]}
+    assert {name: term.item() for name, term in losses.scaled.items()} == pytest.approx(scaled)
+    assert losses.total.item() == pytest.approx(sum(scaled.values()))
+
+
+def test_no_reward_is_predicted_across_an_episodes_start() -> None:
+    model, batch, prior, posterior = adding(first=3)
+    batch = batch._replace(reward=batch.reward.masked_fill(batch.is_first, float("nan")))
+    terms = {"obs": column(0, 0, 4, 1e9), "obs_scale": 1.0, "reward_scale": 1.0}
+    losses = latent_overshooting(model, batch, prior, posterior, distance=3, free_nats=0.0, **terms)
+    expected = {"kl": 1.5**2 / 6, "kl_clipped": 1.5**2 / 6, "reward": 0.5**2 / 6, "obs": 1 / 6}
+    assert {name: term.item() for name, term in losses.raw.items()} == pytest.approx(expected)
+
+
+def test_terms_without_a_scale_are_left_out_and_a_kl_without_one_is_a_figure() -> None:
+    plain = latent_overshooting(*adding(), distance=3, obs=column(0, 0, 4, 8))
+    assert [*plain.raw] == ["kl", "kl_clipped"]
+    figure = latent_overshooting(*adding(), distance=3, kl_scale=0.0, reward_scale=1.0)
+    assert figure.raw["kl"] == plain.raw["kl"] > 0
+    assert figure.total == figure.raw["reward"] > 0
+
+
+def test_each_entry_of_a_dictionary_has_its_own_term_and_one_without_a_scale_has_none() -> None:
+    obs = {"double": column(0, 0, 4, 8), "triple": column(0, 0, 7, 14)}
+
+    def decode(features: Tensor) -> dict[str, Tensor]:
+        return {"double": 2 * features, "triple": 3 * features}
+
+    double = ((1**2 + 2**2) / 4 + 1**2 / 2) / 3
+    triple = ((0.5**2 + 1**2) / 4 + 0.5**2 / 2) / 3
+    both = latent_overshooting(*adding(decode), distance=3, obs=obs, obs_scale=2.0)
+    assert both.raw["obs/double"].item() == pytest.approx(double)
+    assert both.raw["obs/triple"].item() == pytest.approx(triple)
+    assert both.scaled["obs/triple"].item() == pytest.approx(2 * triple)
+    one = latent_overshooting(*adding(decode), distance=3, obs=obs, obs_scale={"double": 0.0, "triple": 3.0})
+    assert {*one.raw} == {"kl", "kl_clipped", "obs/triple"}
+    assert one.scaled["obs/triple"].item() == pytest.approx(3 * triple)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_rewards_and_observations_train_the_heads_and_the_states_before_them(chunk_size: int | None) -> None:
+    model, batch, prior, posterior = adding()
+    start = prior.value.requires_grad_()
+    terms = {"obs": column(0, 0, 4, 8), "obs_scale": 1.0, "reward_scale": 1.0, "kl_scale": 0.0}
+    loss = latent_overshooting(model, batch, prior, posterior, distance=3, chunk_size=chunk_size, **terms).total
+    (grad,) = torch.autograd.grad(loss, [start])
+    # Row 1 leads to 2.5 (error 0.5, decoded 1) and 4.5 (1.5 and 1), row 2 to 5 (2 and 2); decoding doubles the slope.
+    by_hand = [0, ((0.5 + 2 * 1) / 2 + (1.5 + 2 * 1)) / 3, ((2 + 2 * 2) / 2) / 3, 0]
+    assert grad.flatten().tolist() == pytest.approx(by_hand)
+
+
+def test_wrong_settings_of_the_other_terms_are_named() -> None:
+    case_of = adding()
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"chunk_size": 0}, "chunk_size must be greater than 0, got 0"),
+        ({"reward_scale": -1.0}, r"scales must be at least 0, got kl_scale=1.0, reward_scale=-1.0, obs_scale=0.0"),
+        ({"kl_scale": -1.0}, "scales must be at least 0, got kl_scale=-1.0"),
+        ({"obs_scale": {"a": -1.0}}, r"scales must be at least 0, got .*obs_scale=\{'a': -1.0\}"),
+        ({"obs_scale": 1.0}, "obs must be given where obs_scale is greater than 0: the floats that the encoder saw"),
+        ({"obs_scale": 1.0, "obs": column(1, 2, 3)}, r"obs must have fields \[4, 1, ...\] .*got one of \[3, 1, 1\]"),
+        ({"obs_scale": {"a": 1.0}, "obs": column(1, 2, 3, 4)}, "obs_scale must be a number, or name every entry"),
+    ]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            latent_overshooting(*case_of, distance=3, **change)
+    with pytest.raises(TypeError, match=r"obs must be the floats that the encoder saw, got torch.uint8"):
+        latent_overshooting(*case_of, distance=3, obs=column(0, 0, 4, 8).byte(), obs_scale=1.0)

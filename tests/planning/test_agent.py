@@ -8,6 +8,8 @@ from torch import Tensor
 
 import planet_lib as pl
 from planet_lib.data.collect import run_episode
+from planet_lib.models.decoders import DictDecoder
+from planet_lib.models.encoders import DictEncoder
 from planet_lib.planning import AgentNoise, AgentState, PlanningAgent
 
 ITERATIONS, H, B, J, A = 2, 3, 3, 12, 2
@@ -182,6 +184,104 @@ def test_images_are_dequantised_anew_at_each_call():
     agent, obs, noise = make_agent(model), torch.zeros(2, 1, 32, 32, dtype=torch.uint8), make_noise(model, 2)
     means = [agent(obs, first(1, 1), None, explore=False, noise=noise)[1].latent.mean for _ in range(2)]
     assert not torch.equal(*means)
+
+
+@pytest.fixture
+def seeing() -> pl.WorldModel:
+    """A model in float64 that sees a camera and joints."""
+    torch.manual_seed(0)
+    encoder = DictEncoder({"camera": pl.ConvEncoder((1, 32, 32), depth=1), "joints": pl.VectorEncoder(5, embed_dim=7)})
+    cell = pl.RSSMCell(A, encoder.embed_dim, deter_dim=8, stoch_dim=4, hidden_dim=8)
+    decoder = DictDecoder({"camera": pl.Decoder(12, (1, 32, 32), depth=1), "joints": pl.Decoder(12, (5,))})
+    return pl.WorldModel(encoder, cell, decoder, pl.RewardHead(12, hidden_dim=8)).double()
+
+
+def sights(batch_size=B) -> dict[str, Tensor]:
+    pixels = torch.randint(
+        0, 256, (batch_size, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
+    return {"camera": pixels, "joints": normal(batch_size, 5, seed=3).float()}
+
+
+def test_a_dictionary_is_filtered_as_its_prepared_entries(seeing):
+    obs, cell = sights(), seeing.cell
+    pixels = torch.rand(B, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    noise = make_noise(seeing)._replace(pixels={"camera": pixels})
+    kept = {name: value.clone() for name, value in obs.items()}
+    _, state, _ = make_agent(seeing, bits=3)(obs, first(1, 1, 1), None, explore=False, noise=noise)
+    with torch.no_grad():
+        floats = {
+            "camera": pl.dequantise(obs["camera"], bits=3, noise=pixels).double(),
+            "joints": obs["joints"].double(),
+        }
+        prior = cell.prior(cell.initial(B), torch.zeros(B, A, dtype=torch.float64), noise.prior)
+        latent = cell.posterior(prior, seeing.encoder(floats), noise.posterior)
+    torch.testing.assert_close(state.latent.mean, latent.mean)
+    assert all(torch.equal(value, kept[name]) for name, value in obs.items())
+
+
+def test_every_entry_of_a_dictionary_counts(seeing):
+    noise = make_noise(seeing)._replace(pixels={"camera": torch.zeros(B, 1, 32, 32)})
+    agent, obs = make_agent(seeing), sights()
+
+    def mean(**changes):
+        return agent({**obs, **changes}, first(1, 1, 1), None, explore=False, noise=noise)[1].latent.mean
+
+    assert torch.equal(mean(), mean())
+    assert not torch.allclose(mean(), mean(camera=255 - obs["camera"]))
+    assert not torch.allclose(mean(), mean(joints=obs["joints"] + 1))
+
+
+def test_it_acts_on_dictionaries_through_run_episode(seeing):
+    class Clock:
+        def reset(self, *, seed=None):
+            self.left = 3
+            return self.observe(), {}
+
+        def step(self, action):
+            self.left -= 1
+            return self.observe(), 1.0, False, self.left == 0, {}
+
+        def observe(self):
+            return {name: value[0].numpy() for name, value in sights(1).items()}
+
+    episode = run_episode(Clock(), make_agent(seeing).policy(explore=True))
+    assert list(episode.obs) == ["camera", "joints"]
+    assert episode.reward.tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"joints": torch.zeros(2, 5)},
+            ValueError,
+            r"obs\['joints'\] must be \[B, ...\] with B=3 \(the rows of obs\['camera'\]\), got \[2, 5\]",
+        ),
+        (
+            {"joints": torch.tensor(1.0)},
+            ValueError,
+            r"obs\['joints'\] must be \[B, ...\], got \[\]; give it a first axis",
+        ),
+        ({"joints": [1]}, TypeError, r"obs\['joints'\] must be a uint8 or float tensor, got list"),
+        ({"joints": torch.zeros(B, 5).int()}, TypeError, r"obs\['joints'\] must be uint8 .* got torch.int32"),
+    ],
+)
+def test_a_wrong_entry_of_a_dictionary_is_named(seeing, changes, error, message):
+    with pytest.raises(error, match=message):
+        make_agent(seeing)({**sights(), **changes}, first(1, 1, 1), None, explore=True)
+
+
+def test_a_dictionary_that_is_empty_or_has_other_noise_is_refused(seeing):
+    agent = make_agent(seeing)
+    with pytest.raises(ValueError, match="obs must have at least one entry, got an empty dictionary"):
+        agent({}, first(1, 1, 1), None, explore=True)
+    with pytest.raises(
+        TypeError, match=r"noise must be a dictionary or None, as obs is a dictionary, got a torch\.float32"
+    ):
+        agent(sights(), first(1, 1, 1), None, explore=True, noise=AgentNoise(pixels=torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"is_first must be \[B\] with B=3 \(the rows of obs\), got \[2\]"):
+        agent(sights(), first(1, 1), None, explore=True)
 
 
 def test_vectors_of_another_precision_are_taken(rssm):

@@ -116,3 +116,102 @@ def test_a_state_of_another_batch_and_a_reward_head_of_another_shape_are_named(r
         rssm.reward_head.forward = forget
         with pytest.raises(ValueError, match=rf"the reward head's output must be \[N\] with N=10 .*, got {got}"):
             pl.LatentDynamics(rssm).rollout(some_state(rssm.cell), actions)
+
+
+class Column(nn.Module):
+    """A head that returns one of the features."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, features):
+        return features[..., self.number]
+
+
+class Script(NamedTuple):
+    said: Tensor
+
+
+class Scripted(nn.Module):
+    """Its features are the last action: reward, and the logit of going on."""
+
+    action_dim, feature_dim, noise_dim = 2, 2, 0
+
+    def prior(self, state, action, noise=None):
+        return Script(action)
+
+    def features(self, state):
+        return state.said
+
+
+def scripted(continue_head: nn.Module | None) -> pl.LatentDynamics:
+    return pl.LatentDynamics(pl.WorldModel(nn.Identity(), Scripted(), nn.Identity(), Column(0), continue_head))
+
+
+def logit(probability: float) -> float:
+    return float(torch.tensor(probability, dtype=torch.float64).logit())
+
+
+def play(dynamics: pl.LatentDynamics, *candidates: list[tuple[float, float]]) -> list[float]:
+    """Returns of candidates that are lists of (reward, probability of going on)."""
+    steps = [[(reward, logit(goes_on)) for reward, goes_on in candidate] for candidate in candidates]
+    actions = torch.tensor(steps, dtype=torch.float64).transpose(0, 1)[:, None]
+    return dynamics.rollout(Script(torch.full((1, 2), float("nan"), dtype=torch.float64)), actions)[0].tolist()
+
+
+def test_rewards_count_with_the_probability_that_the_episode_got_so_far():
+    plan = [(1.0, 0.9), (10.0, 0.5), (100.0, 0.2), (1000.0, 0.7)]
+    by_hand = 1 + 0.9 * 10 + 0.9 * 0.5 * 100 + 0.9 * 0.5 * 0.2 * 1000
+    assert play(scripted(Column(1)), plan) == pytest.approx([by_hand])
+    assert play(scripted(None), plan) == pytest.approx([1111.0])
+
+
+def test_nothing_counts_after_a_certain_end_but_the_reward_that_comes_with_it():
+    ends_at_once, goes_on = [(3.0, 0.0), (1e6, 1.0), (-1e6, 1.0)], [(3.0, 1.0), (5.0, 1.0), (7.0, 0.0)]
+    ends_next = [(3.0, 1.0), (5.0, 0.0), (7.0, 1.0)]
+    assert play(scripted(Column(1)), ends_at_once, ends_next, goes_on) == [3.0, 8.0, 15.0]
+
+
+def test_the_first_reward_counts_fully_and_one_step_asks_no_continue_head():
+    class Forbidden(nn.Module):
+        def forward(self, features):
+            raise AssertionError("nothing depends on whether the episode goes on after the last step")
+
+    assert play(scripted(Forbidden()), [(4.0, 0.0)]) == [4.0]
+
+
+def test_a_model_with_a_continue_head_is_the_product_along_its_imagined_states(model):
+    torch.manual_seed(1)
+    model.continue_head = pl.ContinueHead(model.cell.feature_dim, hidden_dim=8).double()
+    cell, state = model.cell, some_state(model.cell)
+    actions, noise = normal(H, B, J, A, seed=1), normal(H, B, J, cell.noise_dim, seed=2)
+    returns = pl.LatentDynamics(model).rollout(state, actions, noise)
+    for j in range(J):
+        features = cell.features(pl.imagine(cell, state, actions[:, :, j], noise=noise[:, :, j]))
+        reward, goes_on = model.reward_head(features), model.continue_head(features).sigmoid()
+        torch.testing.assert_close(
+            returns[:, j], reward[0] + goes_on[0] * reward[1] + goes_on[0] * goes_on[1] * reward[2]
+        )
+    assert (goes_on - 0.5).abs().max() > 0.01
+
+
+def test_a_return_is_differentiable_in_the_continue_head(rssm):
+    rssm.continue_head = pl.ContinueHead(rssm.cell.feature_dim, hidden_dim=8).double()
+    pl.LatentDynamics(rssm).rollout(some_state(rssm.cell), normal(H, B, J, A), normal(H, B, J, 4)).sum().backward()
+    for name, parameter in rssm.continue_head.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_continue_head_of_another_shape_is_named(rssm):
+    rssm.continue_head = pl.ContinueHead(rssm.cell.feature_dim)
+    rssm.continue_head.forward = lambda features: features[..., :1]
+    with pytest.raises(ValueError, match=r"the continue head's output must be \[N\] with N=10 .*, got \[10, 1\]"):
+        pl.LatentDynamics(rssm).rollout(some_state(rssm.cell), normal(H, B, J, A))
+
+
+def test_planning_prefers_the_reward_before_the_end_to_the_larger_one_after_it():
+    planner = pl.CEMPlanner(scripted(Column(1)), [-1.0, -9.0], [1.0, 9.0], horizon=3, num_candidates=400)
+    plan = planner(Script(torch.zeros(1, 2)), generator=torch.Generator().manual_seed(0))
+    assert (plan.mean[:, 0, 0] > 0.9).all()
+    assert (plan.mean[:2, 0, 1] > 2.0).all(), "going on pays where there is a reward to come"

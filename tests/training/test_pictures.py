@@ -7,10 +7,18 @@ import sys
 import numpy as np
 import pytest
 
-from planet_lib.training.pictures import difference, open_loop_strip, open_loop_video, reconstruction_video
+from planet_lib.training.curves import open_loop_curve
+from planet_lib.training.foresight import OpenLoopError
+from planet_lib.training.pictures import (
+    difference,
+    open_loop_strip,
+    open_loop_video,
+    reconstruction_video,
+)
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 Image = pytest.importorskip("PIL.Image")
+matplotlib_figure = pytest.importorskip("matplotlib.figure")
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 60), (40, 60, 220)
 AMBER, SKY = (245, 178, 66), (84, 160, 255)
@@ -187,4 +195,73 @@ def test_a_missing_encoder_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r"the video needs imageio_ffmpeg.*pip install 'planet-worldmodel\[train\]'"):
         reconstruction_video(tmp_path / "a.mp4", FRAMES, FRAMES)
+    assert os.listdir(tmp_path) == []
+
+
+def error_of(model, worst=0.02):
+    """Errors over three horizons; the model's as given, the others fixed."""
+    fixed = {"last_frame": [0.01, 0.015, worst], "mean_frame": [0.01] * 3, "reconstruction": [0.001] * 3}
+    rewards = {"reward": 100 * np.array(model), "reward_reconstruction": np.full(3, 0.1)}
+    arrays = {name: np.array(value) for name, value in fixed.items()}
+    return OpenLoopError(
+        horizon=np.arange(1, 4),
+        image=np.array(model),
+        image_median=np.array(model),
+        **arrays,
+        **rewards,
+        reward_variance=2.0,
+        num_windows=9,
+    )
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, as matplotlib knows them."""
+    figures = []
+    save = matplotlib_figure.Figure.savefig
+
+    def keep(figure, *args, **settings):
+        figures.append(figure)
+        save(figure, *args, **settings)
+
+    monkeypatch.setattr(matplotlib_figure.Figure, "savefig", keep)
+    return figures
+
+
+def test_the_curve_has_a_line_for_each_model_its_limit_and_the_predictors(tmp_path, drawn):
+    errors = {"rssm": error_of([0.002, 0.003, 0.004]), "ssm": error_of([0.005, 0.006, 0.007])}
+    open_loop_curve(tmp_path / "a.png", errors, title="a task")
+    left, right = ({line.get_label(): line for line in axes.lines} for axes in drawn[0].axes)
+    names = [f"{run}, {what}" for run in errors for what in ("imagined", "reconstructed")]
+    assert list(left) == [*names, "last frame seen", "mean frame"]
+    assert list(right) == [*names, "mean reward"]
+    assert left["ssm, imagined"].get_xdata().tolist() == [1, 2, 3]
+    assert left["ssm, imagined"].get_ydata().tolist() == [0.005, 0.006, 0.007]
+    assert left["last frame seen"].get_ydata().tolist() == [0.01, 0.015, 0.02]
+    assert left["mean frame"].get_ydata().tolist() == [0.01, 0.01, 0.01]
+    assert right["rssm, imagined"].get_ydata().tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert set(right["mean reward"].get_ydata()) == {2.0}
+    assert left["rssm, imagined"].get_color() == left["rssm, reconstructed"].get_color() != "C1"
+    assert drawn[0].get_suptitle() == "a task"
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 1000
+
+
+def test_a_model_that_explodes_does_not_flatten_the_others(tmp_path, drawn):
+    open_loop_curve(tmp_path / "a.png", {"rssm": error_of([0.002, 0.003, 0.004]), "wild": error_of([1e3, 1e9, np.inf])})
+    left, right = drawn[0].axes
+    assert (left.get_ylim()[1], right.get_ylim()[1]) == pytest.approx((0.2, 20.0))
+    assert left.get_yscale() == "log"
+
+
+def test_a_perfect_model_is_drawn_too(tmp_path, drawn):
+    open_loop_curve(tmp_path / "a.png", {"perfect": error_of([0.0, 0.0, 0.0])})
+    assert [axes.get_yscale() for axes in drawn[0].axes] == ["linear", "linear"]
+
+
+def test_a_curve_of_nothing_or_of_another_ending_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="errors must hold at least one model's, got none"):
+        open_loop_curve(tmp_path / "a.png", {})
+    with pytest.raises(ValueError, match=r"path must end in \.png, got '.*a\.pdf'"):
+        open_loop_curve(tmp_path / "a.pdf", {"rssm": error_of([0.1, 0.1, 0.1])})
     assert os.listdir(tmp_path) == []

@@ -1,0 +1,87 @@
+"""What the objectives have in common: checks, errors per row, means over valid rows. For this package alone."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from planet_lib._shapes import check_bool, check_shape
+from planet_lib.models.rollout import check_leading
+from planet_lib.types import Batch, Observation
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` holds; 0 where it holds nowhere. Values outside never matter, not even NaN.
+
+    Their gradient is zero, too; what made a NaN turns it into NaN on the way back, so pad with finite numbers.
+
+    Args:
+        values: any shape.
+        mask: bool, the same shape.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 2.0, float("nan")]), torch.tensor([True, True, False]))
+        tensor(1.5000)
+    """
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def check_windows(
+    batch: Batch, prior: tuple[Tensor, ...], posterior: tuple[Tensor, ...], *fields: str, free_nats: float
+) -> tuple[int, int]:
+    """Return T and B, or raise: the flags, the named fields and the states must all be [T, B, ...]."""
+    if not free_nats >= 0:
+        raise ValueError(f"free_nats must be at least 0, got {free_nats}")
+    check_shape("batch.mask", batch.mask, "T B")
+    length, batch_size = batch.mask.shape
+    for name in ("is_first", *fields):
+        check_shape(f"batch.{name}", getattr(batch, name), "T B", T=length, B=batch_size, because="from batch.mask")
+    check_bool("batch.mask", batch.mask)
+    check_bool("batch.is_first", batch.is_first)
+    for name, state in (("prior", prior), ("posterior", posterior)):
+        check_leading(name, state, length, batch_size, because="from batch.mask")
+    return length, batch_size
+
+
+def named_entries(obs: Observation) -> dict[str, Tensor]:
+    """An observation's entries by the name of their term: "obs" for a single one, "obs/NAME" each for a dictionary."""
+    entries = {f"obs/{name}": value for name, value in obs.items()} if isinstance(obs, dict) else {"obs": obs}
+    for name, value in entries.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"{name} must be the floats that the encoder saw, got {got}; planet_lib.dequantise makes them of uint8"
+            )
+    return entries
+
+
+def observation_errors(predicted: Observation, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Half the squared error [T, B] of every entry, summed over its pixels or numbers."""
+    if isinstance(predicted, dict):
+        means = {f"obs/{name}": value for name, value in predicted.items()}
+    else:
+        means = {"obs": predicted}
+    if means.keys() != entries.keys():
+        raise ValueError(f"obs must have the entries {', '.join(means)} (what the decoder predicts), got {[*entries]}")
+    errors = {}
+    for name, obs in entries.items():
+        mean = means[name]
+        if mean.shape != obs.shape:
+            raise ValueError(f"{name} must be {list(mean.shape)} (what the decoder predicts), got {list(obs.shape)}")
+        errors[name] = 0.5 * (mean - obs).square().flatten(2).sum(-1)
+    return errors
+
+
+def observation_scales(obs_scale: float | Mapping[str, float], entries: Mapping[str, Tensor]) -> dict[str, float]:
+    """The scale of every entry's term: one number for all, or one for each entry by its name."""
+    if not isinstance(obs_scale, Mapping):
+        return dict.fromkeys(entries, float(obs_scale))
+    scales = {f"obs/{name}": float(value) for name, value in obs_scale.items()}
+    if scales.keys() != entries.keys():
+        raise ValueError(
+            f"obs_scale must be a number, or name every entry of the observation, {[*entries]}, got {[*scales]}"
+        )
+    return scales

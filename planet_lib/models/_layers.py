@@ -1,7 +1,7 @@
 """Layers that cells and heads share. For this package alone."""
 
-import itertools
 from collections.abc import Callable
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class Hidden(nn.Module):
         check_choice("activation", activation, tuple(ACTIVATIONS))
         self.activation = activation
         widths = [input_dim] + [hidden_dim] * num_layers
-        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(widths))
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """Return the last hidden layer [..., hidden_dim]."""
@@ -36,7 +36,7 @@ class Hidden(nn.Module):
         """Return the last hidden layer, given the first one's products before the activation."""
         activate = ACTIVATIONS[self.activation]
         hidden = activate(first)
-        for layer in self.layers[1:]:
+        for layer in islice(self.layers, 1, None):  # a slice would build a new ModuleList at every step
             hidden = activate(layer(hidden))
         return hidden
 
@@ -50,7 +50,7 @@ class Hidden(nn.Module):
 def apply_layers(layers: nn.ModuleList, hidden: Tensor, activation: str = "relu") -> Tensor:
     """Apply linear layers with the activation between them and none after the last."""
     activate = ACTIVATIONS[activation]
-    for layer in layers[:-1]:
+    for layer in islice(layers, len(layers) - 1):
         hidden = activate(layer(hidden))
     output: Tensor = layers[-1](hidden)
     return output

@@ -29,17 +29,18 @@ def filter_recurrent(
     # unbind, not indexing: one node for all steps in the backward pass instead of a sum of T padded gradients.
     from_action = F.linear(action.masked_fill(first, 0.0), action_weight, bias).unbind()
     from_embed = F.linear(embed, embed_weight, head_bias).unbind()
-    resets = first.unbind()
+    noises = [None] * len(first) if noise is None else noise.unbind()
     deter, stoch = state.deter, state.stoch
     deters: list[Tensor] = []
     means: list[Tensor] = []
     stds: list[Tensor] = []
     stochs: list[Tensor] = []
-    for step, reset in enumerate(resets):
+    for step, reset in enumerate(first.unbind()):
         hidden = path.hidden_from(F.linear(stoch.masked_fill(reset, 0.0), stoch_weight, from_action[step]))
         deter = path.gru(hidden, deter.masked_fill(reset, 0.0))
         mean, std = head.distribution(head.hidden_from(F.linear(deter, deter_weight, from_embed[step])))
-        stoch = mean if noise is None else mean + std * noise[step]
+        drawn = noises[step]
+        stoch = mean if drawn is None else torch.addcmul(mean, std, drawn)
         for sequence, value in ((deters, deter), (means, mean), (stds, std), (stochs, stoch)):
             sequence.append(value)
     return State(*(torch.stack(sequence) for sequence in (deters, stochs, means, stds)))
@@ -61,6 +62,7 @@ def filter_stochastic(
     (prior_weight, embed_weight), head_bias = posterior_head.split(2 * stoch_dim, embed.shape[-1])
     from_action = F.linear(action.masked_fill(first, 0.0), action_weight, bias).unbind()
     from_embed = F.linear(embed, embed_weight, head_bias).unbind()
+    noises = noise.unbind()
     stoch = state.stoch
     prior_means: list[Tensor] = []
     prior_stds: list[Tensor] = []
@@ -73,7 +75,7 @@ def filter_stochastic(
         read = torch.cat([prior_mean, prior_std], -1)
         hidden = posterior_head.hidden_from(F.linear(read, prior_weight, from_embed[step]))
         mean, std = posterior_head.distribution(hidden)
-        stoch = mean + std * noise[step]
+        stoch = torch.addcmul(mean, std, noises[step])
         pairs = ((prior_means, prior_mean), (prior_stds, prior_std), (means, mean), (stds, std), (stochs, stoch))
         for sequence, value in pairs:
             sequence.append(value)

@@ -74,6 +74,33 @@ def check_bool(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be bool, got {value.dtype}; convert it with {name}.bool()")
 
 
+def check_dtype(name: str, value: Tensor, dtype: torch.dtype, *, because: str) -> None:
+    """Raise a `TypeError` unless `value` is of `dtype`; under autocast, which converts by itself, any floats will do.
+
+    Example:
+        >>> check_dtype("images", torch.zeros(1, dtype=torch.float64), torch.float32, because="the encoder's weights")
+        Traceback (most recent call last):
+            ...
+        TypeError: images must be torch.float32 (the encoder's weights), got torch.float64; convert it with .to(...)
+    """
+    if value.dtype != dtype and not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+        raise TypeError(f"{name} must be {dtype} ({because}), got {value.dtype}; convert it with .to(...)")
+
+
+def check_scales(**values: float) -> None:
+    """Raise a `ValueError` for the first keyword whose value is not a finite number of at least 0.
+
+    Example:
+        >>> check_scales(kl_scale=-1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: kl_scale must be finite and at least 0, got -1.0
+    """
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+
 def check_positive(**values: int | float) -> None:
     """Raise a `ValueError` for the first keyword whose value is not greater than zero.
 
@@ -88,10 +115,24 @@ def check_positive(**values: int | float) -> None:
             raise ValueError(f"{name} must be greater than 0, got {value}")
 
 
+def check_count(**values: int) -> None:
+    """Raise a `ValueError` for the first keyword whose value is not a whole number of at least 1.
+
+    Example:
+        >>> check_count(distance=2.5)
+        Traceback (most recent call last):
+            ...
+        ValueError: distance must be a whole number of at least 1, got 2.5
+    """
+    for name, value in values.items():
+        if not value >= 1 or int(value) != value:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+
+
 def check_image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
     """Return `shape` as (C, Y, X), or raise where it is none: three positive sizes, channels first."""
-    if len(shape) != 3 or any(int(size) < 1 for size in shape):
-        raise ValueError(f"{name} must be (C, Y, X), three positive sizes, channels first, got {tuple(shape)}")
+    if len(shape) != 3 or any(int(size) != size or size < 1 for size in shape):
+        raise ValueError(f"{name} must be (C, Y, X), three positive whole sizes, channels first, got {tuple(shape)}")
     channels, height, width = (int(size) for size in shape)
     return channels, height, width
 

@@ -398,7 +398,7 @@ def test_randomness_where_noise_dim_is_zero_is_caught():
     cell.posterior = lambda prior, embed, noise=None: SSMCell.posterior(
         cell, prior, embed, torch.randn(*embed.shape[:-1], 4) if noise is None else torch.zeros(*embed.shape[:-1], 4)
     )
-    broken(cell, "cell.posterior must not be random where noise_dim = 0, got what is")
+    broken(cell, "posterior.stoch must not be random, since noise_dim is 0; set it to the numbers")
 
 
 # What depends on what.
@@ -644,3 +644,221 @@ def test_the_first_field_that_differs_is_named():
     zeros = State(*(torch.zeros(2),) * 4)
     with pytest.raises(ContractError, match=r"^prior.mean must be so \(it differs by up to 2\)$"):
         expect_equal(zeros._replace(mean=torch.tensor([1.0, 2.0])), zeros, "prior", "must be so")
+
+
+# Noise that is drawn: by a scan of the cell's own, by `prior` and `posterior`, and how.
+
+
+def drawing_scan(*, prior=torch.randn, posterior=torch.randn):
+    """An SSM whose scan draws as asked, on the shape [T, B, S]."""
+
+    def scan(self, state, embed, action, is_first, prior_noise=None, posterior_noise=None):
+        shape = (*embed.shape[:2], 4)
+        prior_noise = prior(shape) if prior_noise is None else prior_noise
+        posterior_noise = posterior(shape) if posterior_noise is None else posterior_noise
+        return SSMCell.scan(self, state, embed, action, is_first, prior_noise, posterior_noise)
+
+    return ssm(scan=scan)
+
+
+def test_a_scan_that_draws_standard_normal_noise_of_its_own_passes():
+    check_cell(drawing_scan(), compile=False)
+
+
+ONLY_SCANS_DRAW = {
+    "zeros": (torch.zeros, "must follow torch.manual_seed, got the same at another seed"),
+    "uniform": (torch.rand, "must be distributed alike for noise=None and for normal noise"),
+    "one draw for all rows of time": (
+        lambda shape: torch.randn(shape[1:]).expand(shape),
+        "must draw noise of its own for each row where noise is None, got correlated ones along leading axis",
+    ),
+    "one draw for all rows of the batch": (
+        lambda shape: torch.randn(shape[0], 1, shape[2]).expand(shape),
+        "must draw noise of its own for each row where noise is None, got correlated ones along leading axis",
+    ),
+    "one draw for two rows of time": (
+        lambda shape: torch.randn(-(-shape[0] // 2), *shape[1:]).repeat_interleave(2, 0)[: shape[0]],
+        "must draw noise of its own for each row where noise is None, got correlated ones along leading axis 0 of 2",
+    ),
+    "one number for all dimensions": (
+        lambda shape: torch.randn(*shape[:-1], 1).expand(shape),
+        "must draw independent numbers where noise is None, got others correlated than with noise given",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", ["prior", "posterior"])
+@pytest.mark.parametrize(("draw", "match"), ONLY_SCANS_DRAW.values(), ids=ONLY_SCANS_DRAW)
+def test_a_scan_that_draws_wrongly_is_caught(draw, match, which):
+    assert "of observe" in broken(drawing_scan(**{which: draw}), match)
+
+
+def test_a_scan_that_is_random_at_starts_alone_is_caught():
+    def scan(self, state, embed, action, is_first, prior_noise=None, posterior_noise=None):
+        if posterior_noise is None:
+            posterior_noise = torch.randn(*embed.shape[:2], 4) * is_first.unsqueeze(-1)
+        return SSMCell.scan(self, state, embed, action, is_first, prior_noise, posterior_noise)
+
+    broken(ssm(scan=scan), "posterior of observe must follow torch.manual_seed, got the same at another seed")
+
+
+def test_a_scan_that_uses_one_draw_for_prior_and_posterior_is_caught():
+    def scan(self, state, embed, action, is_first, prior_noise=None, posterior_noise=None):
+        if prior_noise is None and posterior_noise is None:
+            prior_noise = posterior_noise = torch.randn(*embed.shape[:2], 4)
+        return SSMCell.scan(self, state, embed, action, is_first, prior_noise, posterior_noise)
+
+    broken(ssm(scan=scan), "must draw independent numbers where noise is None.*not the same for prior and posterior")
+
+
+WRONG_DRAWS = {
+    "one number for all dimensions": (
+        lambda self, shape: torch.randn(*shape[:-1], 1).expand(shape),
+        "cell.prior must draw independent numbers where noise is None, got others correlated",
+    ),
+    "half of the dimensions twice": (
+        lambda self, shape: torch.randn(*shape[:-1], 2).repeat_interleave(2, -1),
+        "cell.prior must draw independent numbers where noise is None, got others correlated",
+    ),
+    "one draw for a whole leading axis": (
+        lambda self, shape: torch.randn(shape[1:]).expand(shape),
+        "cell.prior must draw noise of its own for each row where noise is None, got correlated ones along .* 0 of 2",
+    ),
+    "clipped at two standard deviations": (
+        lambda self, shape: torch.randn(shape).clamp(-2.0, 2.0),
+        "prior.stoch must be distributed alike for noise=None and for normal noise",
+    ),
+    "clipped at two and a half": (
+        lambda self, shape: torch.randn(shape).clamp(-2.5, 2.5),
+        "prior.stoch must be distributed alike for noise=None and for normal noise",
+    ),
+    "uniform of variance 1": (
+        lambda self, shape: 12**0.5 * (torch.rand(shape) - 0.5),
+        "prior.stoch must be distributed alike for noise=None and for normal noise",
+    ),
+}
+
+
+@pytest.mark.parametrize(("draw", "match"), WRONG_DRAWS.values(), ids=WRONG_DRAWS)
+def test_noise_that_is_neither_independent_nor_normal_is_caught(draw, match):
+    broken(drawing(draw), match)
+
+
+def test_what_a_cell_makes_of_given_noise_is_its_own_affair():
+    def prior(self, state, action, noise=None):
+        noise = torch.randn(*action.shape[:-1], 4) if noise is None else noise
+        return SSMCell.prior(self, state, action, noise.clamp(-2.0, 2.0).sum(-1, keepdim=True).expand_as(noise))
+
+    check_cell(ssm(prior=prior, **NO_SCAN), compile=False)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_right_cells_pass_at_any_seed(name):
+    for seed in range(1, 5):
+        check_cell(build(name), seed=seed, compile=False)
+
+
+# Axes of size 1.
+
+
+def test_features_that_squeeze_a_batch_of_one_are_caught():
+    cell = ssm(features=lambda self, state: state.stoch.squeeze(0))
+    broken(cell, r"cell.features must be \[1, 4\], got \[4\]; the leading axes are")
+
+
+def test_a_divergence_that_squeezes_a_batch_of_one_is_caught():
+    cell = ssm(divergence=lambda self, one, other: SSMCell.divergence(self, one, other).squeeze())
+    broken(cell, r"cell.divergence must be \[1\], got \[\]")
+
+
+def test_features_that_squeeze_one_row_of_time_are_caught():
+    def features(self, state):
+        return state.stoch.squeeze(0) if state.stoch.ndim == 3 else state.stoch
+
+    broken(ssm(features=features), r"cell.features must be \[1, 3, 4\], got \[3, 4\]")
+
+
+def test_other_numbers_in_a_batch_of_one_are_caught():
+    def prior(self, state, action, noise=None):
+        return SSMCell.prior(self, state, action * (1.0 if action.numel() > 2 else 0.5), noise)
+
+    broken(ssm(prior=prior), r"prior.\w+ must be the same in a batch of one row as in a larger one; an axis of size 1")
+
+
+@pytest.mark.parametrize(("axis", "sizes"), [(0, "T=1, B=3"), (1, "T=6, B=1")])
+def test_a_scan_with_other_numbers_at_size_one_is_caught(axis, sizes):
+    def scan(self, state, embed, action, is_first, prior_noise=None, posterior_noise=None):
+        embed = 0.5 * embed if embed.shape[axis] == 1 else embed
+        return SSMCell.scan(self, state, embed, action, is_first, prior_noise, posterior_noise)
+
+    broken(ssm(scan=scan), rf"of observe must be the same at {sizes} as in a larger window")
+
+
+def test_a_scan_that_squeezes_one_row_of_time_is_caught():
+    def scan(self, state, embed, action, is_first, prior_noise=None, posterior_noise=None):
+        prior, posterior = SSMCell.scan(self, state, embed, action, is_first, prior_noise, posterior_noise)
+        return prior, State(*(field.squeeze(0) for field in posterior))
+
+    broken(ssm(scan=scan), "planet_lib.observe must run with the cell, got ValueError: the cell's posterior must have")
+
+
+# Gradients of features and of divergence, each alone.
+
+
+def detached(state, *fields):
+    return state._replace(**{field: getattr(state, field).detach() for field in fields or state._fields})
+
+
+def test_a_divergence_with_the_prior_detached_is_caught_where_the_posterior_trains_its_layers():
+    cell = ssm(divergence=lambda self, posterior, prior: SSMCell.divergence(self, posterior, detached(prior)))
+    broken(cell, "a gradient of cell.divergence must reach all that it reads of prior.mean, got none; detach nothing")
+
+
+def test_a_divergence_with_the_posterior_detached_is_caught():
+    cell = rssm(divergence=lambda self, posterior, prior: RSSMCell.divergence(self, detached(posterior), prior))
+    broken(cell, "a gradient of cell.divergence must reach all that it reads of posterior.mean, got none")
+
+
+def test_a_divergence_with_one_field_detached_is_caught():
+    cell = rssm(divergence=lambda self, one, other: RSSMCell.divergence(self, one, detached(other, "std")))
+    broken(cell, "a gradient of cell.divergence must reach all that it reads of prior.std, got none")
+
+
+@pytest.mark.parametrize("field", ["deter", "stoch"])
+def test_features_with_one_field_detached_are_caught(field):
+    cell = rssm(features=lambda self, state: RSSMCell.features(self, detached(state, field)))
+    broken(cell, f"a gradient of cell.features must reach all that it reads of prior.{field}, got none")
+
+
+def test_features_with_half_of_a_field_detached_are_caught():
+    def features(self, state):
+        head, tail = state.deter.tensor_split([6], -1)
+        return torch.cat([head, tail.detach(), state.stoch], -1)
+
+    broken(rssm(features=features), "a gradient of cell.features must reach all that it reads of prior.deter, got none")
+
+
+def test_a_prior_whose_sample_is_detached_is_caught():
+    cell = rssm(
+        prior=lambda self, state, action, noise=None: detached(RSSMCell.prior(self, state, action, noise), "stoch")
+    )
+    broken(cell, "a gradient of cell.prior's stoch must reach action, which changes it, got none; detach nothing")
+
+
+def test_a_posterior_that_trains_nothing_through_its_mean_is_caught():
+    cell = rssm(
+        posterior=lambda self, prior, embed, noise=None: detached(
+            RSSMCell.posterior(self, prior, embed, noise), "mean"
+        ),
+        **NO_SCAN,
+    )
+    broken(cell, "a gradient of cell.posterior's mean must reach embed, which changes it, got none; detach nothing")
+
+
+def test_a_balanced_divergence_and_rectified_features_pass():
+    def divergence(self, posterior, prior):
+        one = RSSMCell.divergence(self, detached(posterior), prior)
+        return 0.8 * one + 0.2 * RSSMCell.divergence(self, posterior, detached(prior))
+
+    check_cell(rssm(divergence=divergence), compile=False)
+    check_cell(rssm(features=lambda self, state: RSSMCell.features(self, state).relu()), compile=False)

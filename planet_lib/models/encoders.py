@@ -13,26 +13,33 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_image_shape, check_last, check_positive
+from planet_lib._shapes import check_dtype, check_image_shape, check_last, check_positive
 from planet_lib.models._layers import apply_layers
 
 
-def conv_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Feature-map sizes through the 4x4 stride-2 convolutions: the input's first, then one per layer.
+def conv_layers(height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Kernels of the stride-2 convolutions, one pair (Y, X) per layer, and the size of the last map.
 
-    A layer is added as long as its output keeps at least 2 pixels on the shorter side: 64 gives 64, 31, 14, 6, 2.
+    A layer is added as long as its output keeps at least 2 pixels on the shorter side: 64 gives 31, 14, 6, 2. Where a
+    kernel of 4 would leave a row or column over it is 5, so that every pixel is seen; but a side of 64 has the paper's
+    kernels of 4, which leave its last two pixels unseen.
     """
-    sizes = [(height, width)]
-    while min((sizes[-1][0] - 4) // 2 + 1, (sizes[-1][1] - 4) // 2 + 1) >= 2:
-        sizes.append(((sizes[-1][0] - 4) // 2 + 1, (sizes[-1][1] - 4) // 2 + 1))
-    return sizes
+    kernels: list[tuple[int, int]] = []
+    sizes = (height, width)
+    while min((size - 4) // 2 + 1 for size in sizes) >= 2:
+        longer = [(size - 4) % 2 if side != 64 else 0 for size, side in zip(sizes, (height, width), strict=True)]
+        kernels.append((4 + longer[0], 4 + longer[1]))
+        sizes = ((sizes[0] - 4) // 2 + 1, (sizes[1] - 4) // 2 + 1)
+    return kernels, sizes
 
 
 class ConvEncoder(nn.Module):
     """Image encoder of stride-2 convolutions, relu after each.
 
     embed = flatten(conv_n(... conv_1(image))), each convolution 4x4 with stride 2 and no padding, with depth, 2 depth,
-    4 depth, then 8 depth channels. As many layers as keep 2 pixels on the shorter side: four at 64x64.
+    4 depth, then 8 depth channels. As many layers as keep 2 pixels on the shorter side: four at 64x64. Where 4 would
+    leave a row or column over the kernel is 5 on that side, so that the embedding depends on every pixel. Only a side
+    of 64 keeps the paper's kernels, which never see its last two pixels.
 
     Shapes: images [..., C, Y, X] float in [-0.5, 0.5] (see `planet_lib.dequantise`) -> [..., E] with E = embed_dim.
 
@@ -45,7 +52,7 @@ class ConvEncoder(nn.Module):
     Raises:
         ValueError: image_shape is not three positive sizes, or too small; depth or embed_dim below 1; images do not fit
             image_shape when called.
-        TypeError: images are not floats when called.
+        TypeError: images are not floats of the weights' type when called.
 
     Source: arXiv:1811.04551, appendix A; google-research/planet networks/conv_ha.py.
 
@@ -60,20 +67,22 @@ class ConvEncoder(nn.Module):
         self.image_shape = check_image_shape("image_shape", image_shape)
         check_positive(depth=depth, embed_dim=1 if embed_dim is None else embed_dim)
         channels, height, width = self.image_shape
-        sizes = conv_sizes(height, width)
-        if len(sizes) == 1:
+        kernels, (rows, columns) = conv_layers(height, width)
+        if not kernels:
             raise ValueError(f"image_shape must be at least 6 pixels high and wide, got {self.image_shape}")
-        widths = [channels] + [depth * min(2**layer, 8) for layer in range(len(sizes) - 1)]
+        widths = [channels] + [depth * min(2**layer, 8) for layer in range(len(kernels))]
         self.convs = nn.ModuleList(
-            nn.Conv2d(below, above, kernel_size=4, stride=2) for below, above in itertools.pairwise(widths)
+            nn.Conv2d(below, above, kernel, stride=2)
+            for (below, above), kernel in zip(itertools.pairwise(widths), kernels, strict=True)
         )
-        flat = widths[-1] * sizes[-1][0] * sizes[-1][1]
+        flat = widths[-1] * rows * columns
         self.embed_dim = flat if embed_dim is None else embed_dim
         self.project = nn.Identity() if embed_dim is None else nn.Linear(flat, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images [..., C, Y, X] as [..., E]."""
         hidden = flatten_images(images, self.image_shape)
+        check_dtype("images", images, next(self.parameters()).dtype, because="the encoder's weights")
         for conv in self.convs:
             hidden = torch.relu(conv(hidden))
         embed: Tensor = self.project(hidden.flatten(1))
@@ -121,6 +130,7 @@ class PatchEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images [..., C, Y, X] as [..., E]."""
         flat = flatten_images(images, self.image_shape)
+        check_dtype("images", images, next(self.parameters()).dtype, because="the encoder's weights")
         patches = rearrange(flat, "n c (y p) (x q) -> n (y x) (c p q)", p=self.patch, q=self.patch)
         hidden = F.elu(self.stem(patches))
         embed = F.elu(self.project(hidden.flatten(1)))
@@ -160,6 +170,7 @@ class VectorEncoder(nn.Module):
         check_last("obs", obs, self.obs_dim, because="the encoder's obs_dim")
         if not obs.is_floating_point():
             raise TypeError(f"obs must be floats, got {obs.dtype}; convert it with obs.float()")
+        check_dtype("obs", obs, next(self.parameters()).dtype, because="the encoder's weights")
         return apply_layers(self.layers, obs)
 
 
@@ -210,6 +221,8 @@ class DictEncoder(nn.Module):
 
 def check_names(argument: str, parts: Mapping[str, nn.Module]) -> None:
     """Raise unless there are parts, under names that can stand in a state dict."""
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"{argument} must be a mapping of names to parts, got {type(parts).__name__}")
     if not parts:
         raise ValueError(f"{argument} must hold at least one entry, got none")
     for name in parts:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_bool, check_shape
+from planet_lib._shapes import check_bool, check_dtype, check_shape
 from planet_lib.models.cells import Cell
 
 S = TypeVar("S", bound=tuple[Tensor, ...])
@@ -47,7 +47,7 @@ def observe(
 
     Raises:
         ValueError: shapes do not fit each other or the cell, or the cell returns states of others.
-        TypeError: is_first is not bool.
+        TypeError: is_first is not bool, or tensors or states are of another type than the cell's.
 
     Example:
         >>> from planet_lib import RSSMCell
@@ -82,9 +82,11 @@ def observe(
                 S=cell.noise_dim,
                 because="from embed and the cell's noise_dim",
             )
+    state = cell.initial(batch_size)
     if initial is not None:
-        check_leading("initial", initial, batch_size, because="from embed")
-    state = cell.initial(batch_size) if initial is None else initial
+        _check_like("initial", initial, state)
+        state = initial
+    _check_dtypes(state, embed=embed, action=action, prior_noise=prior_noise, posterior_noise=posterior_noise)
     filter_rows: Callable[..., tuple[S, S]] = getattr(cell, "scan", partial(_filter_by_stepping, cell))
     prior, posterior = filter_rows(state, embed, action, is_first, prior_noise, posterior_noise)
     for name, states in (("prior", prior), ("posterior", posterior)):
@@ -106,6 +108,7 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
 
     Raises:
         ValueError: shapes do not fit the cell, or it returns states of others.
+        TypeError: tensors or states are of another type than the cell's.
 
     Example:
         >>> from planet_lib import RSSMCell
@@ -126,7 +129,8 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
             S=cell.noise_dim,
             because="from action and the cell's noise_dim",
         )
-    check_leading("initial", initial, batch_size, because="from action")
+    _check_like("initial", initial, cell.initial(batch_size))
+    _check_dtypes(initial, action=action, noise=noise)
     state = initial
     states: list[S] = []
     for t in range(horizon):
@@ -163,7 +167,7 @@ def step(
 
     Raises:
         ValueError: shapes do not fit each other or the cell.
-        TypeError: is_first is not bool.
+        TypeError: is_first is not bool, or tensors or states are of another type than the cell's.
 
     Example:
         >>> from planet_lib import RSSMCell
@@ -179,7 +183,8 @@ def step(
     because = "from is_first and the cell"
     check_shape("action", action, "B A", B=batch_size, A=cell.action_dim, because=because)
     check_shape("embed", embed, "B E", B=batch_size, because="from is_first")
-    check_leading("state", state, batch_size, because="from is_first")
+    _check_like("state", state, cell.initial(batch_size))
+    _check_dtypes(state, action=action, embed=embed, prior_noise=prior_noise, posterior_noise=posterior_noise)
     for name, noise in (("prior_noise", prior_noise), ("posterior_noise", posterior_noise)):
         if noise is not None:
             check_shape(name, noise, "B S", B=batch_size, S=cell.noise_dim, because=because)
@@ -226,6 +231,25 @@ def _filter_by_stepping(
         priors.append(prior)
         posteriors.append(state)
     return _stack(priors), _stack(posteriors)
+
+
+def _check_like(name: str, state: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> None:
+    """Raise unless a state given from outside is of the kind, the shapes and the types of the cell's own `like`."""
+    if type(state) is not type(like):
+        raise TypeError(f"{name} must be the cell's {type(like).__name__}, got {type(state).__name__}")
+    for field, value, own in zip(getattr(like, "_fields", range(len(like))), state, like, strict=True):
+        if value.shape != own.shape:
+            expected = ", ".join(map(str, own.shape))
+            raise ValueError(f"{name}.{field} must be [{expected}] (B and the cell's sizes), got {list(value.shape)}")
+        check_dtype(f"{name}.{field}", value, own.dtype, because="as in the cell's initial state")
+
+
+def _check_dtypes(state: tuple[Tensor, ...], **values: Tensor | None) -> None:
+    """Raise unless what a cell takes is of its state's floating type."""
+    dtype = next((field.dtype for field in state if field.is_floating_point()), None)
+    for name, value in values.items():
+        if value is not None and dtype is not None:
+            check_dtype(name, value, dtype, because="as the cell's state")
 
 
 def _check_length(length: int, name: str) -> None:

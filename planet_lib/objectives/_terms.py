@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_bool, check_shape
+from planet_lib._shapes import check_bool, check_scales, check_shape
+from planet_lib.models.gaussian import widen
 from planet_lib.models.rollout import check_leading
 from planet_lib.types import Batch, Observation
 
@@ -71,8 +72,16 @@ def observation_errors(predicted: Observation, entries: Mapping[str, Tensor]) ->
         mean = means[name]
         if mean.shape != obs.shape:
             raise ValueError(f"{name} must be {list(mean.shape)} (what the decoder predicts), got {list(obs.shape)}")
-        errors[name] = 0.5 * (mean - obs).square().flatten(2).sum(-1)
+        errors[name] = 0.5 * (widen(mean) - obs).square().flatten(2).sum(-1)
     return errors
+
+
+def check_obs_scale(obs_scale: float | Mapping[str, float]) -> list[float]:
+    """Return the scales, one or one for each entry, or raise where one is negative or not finite."""
+    named = obs_scale if isinstance(obs_scale, Mapping) else {"": obs_scale}
+    for name, scale in named.items():
+        check_scales(**{f"obs_scale[{name!r}]" if name else "obs_scale": scale})
+    return [*named.values()]
 
 
 def observation_scales(obs_scale: float | Mapping[str, float], entries: Mapping[str, Tensor]) -> dict[str, float]:

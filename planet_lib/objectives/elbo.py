@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planet_lib._shapes import check_bool, check_shape
+from planet_lib._shapes import check_bool, check_scales, check_shape
 from planet_lib.models.cells import Cell
 from planet_lib.models.gaussian import widen
 from planet_lib.models.rollout import map_state
 from planet_lib.models.world_model import WorldModel
 from planet_lib.objectives._terms import (
+    check_obs_scale,
     check_windows,
     masked_mean,
     named_entries,
@@ -77,8 +78,8 @@ def elbo_loss(
         "continue" and "global_kl". scaled: the same without "kl_clipped", "kl" being the clipped one times its scale.
 
     Raises:
-        ValueError: free_nats is negative, kl_balance not between 0 and 1, obs_scale names other entries than obs, or
-            shapes do not fit, those of what the model's parts return included.
+        ValueError: free_nats is negative, a scale negative or not finite, kl_balance not between 0 and 1, obs_scale
+            names other entries than obs, or shapes do not fit, those of what the model's parts return included.
         TypeError: obs is not floating, a flag of the batch not bool, or the cell has no global prior where one is
             asked for.
 
@@ -99,6 +100,9 @@ def elbo_loss(
     """
     fields = ("reward",) if model.continue_head is None else ("reward", "terminated")
     length, batch_size = check_windows(batch, prior, posterior, *fields, free_nats=free_nats)
+    check_obs_scale(obs_scale)
+    check_scales(reward_scale=reward_scale, kl_scale=kl_scale)
+    check_scales(global_kl_scale=global_kl_scale, continue_scale=continue_scale)
     if kl_balance is not None and not 0 <= kl_balance <= 1:
         raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, got {kl_balance}")
     global_prior: Callable[..., tuple[Tensor, ...]] | None = getattr(model.cell, "global_prior", None)
@@ -115,7 +119,7 @@ def elbo_loss(
     check_shape("the reward head's output", predicted, "T B", T=length, B=batch_size, because="from batch.mask")
     has_reward = batch.mask & ~batch.is_first
     # Left out before the square, so that NaN where no reward exists stays out of the gradient too.
-    reward_error = 0.5 * torch.where(has_reward, predicted - batch.reward, 0.0).square()
+    reward_error = 0.5 * torch.where(has_reward, widen(predicted) - batch.reward, 0.0).square()
     raw["reward"] = masked_mean(reward_error, has_reward)
 
     kl = _divergence(model.cell, posterior, prior, kl_balance)

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from planet_lib._shapes import check_positive, check_shape
+from planet_lib._shapes import check_count, check_scales, check_shape
 from planet_lib.models.gaussian import widen
 from planet_lib.models.rollout import check_leading, map_state
 from planet_lib.models.world_model import WorldModel
-from planet_lib.objectives._terms import check_windows, named_entries, observation_errors, observation_scales
+from planet_lib.objectives._terms import (
+    check_obs_scale,
+    check_windows,
+    named_entries,
+    observation_errors,
+    observation_scales,
+)
 from planet_lib.types import Batch, Losses, Observation
 
 
@@ -76,7 +82,8 @@ def latent_overshooting(
         "reward" and "obs" (or "obs/NAME" for each entry). scaled: those of the total, "kl" being the clipped one.
 
     Raises:
-        ValueError: distance or chunk_size below 1, free_nats or a scale negative, a wrong number of weights, obs
+        ValueError: distance or chunk_size no whole number of at least 1, free_nats negative, a scale or weight negative
+            or not finite, a wrong number of weights, obs
             missing for its term, or shapes that do not fit, those of what the model's parts return included.
         TypeError: batch.is_first or batch.mask is not bool, or obs not floating.
 
@@ -96,12 +103,12 @@ def latent_overshooting(
         >>> bool(latent_overshooting(model, batch, prior, posterior, distance=4).total >= 3 * 3.0 / 4)
         True
     """
-    if distance < 1:
-        raise ValueError(f"distance must be at least 1, got {distance}")
-    check_positive(chunk_size=1 if chunk_size is None else chunk_size)
+    check_count(distance=distance, chunk_size=1 if chunk_size is None else chunk_size)
     weights = [1.0] * (distance - 1) if weights is None else weights
     if len(weights) != distance - 1:
         raise ValueError(f"weights must be {distance - 1} numbers, for distances 2 to {distance}, got {len(weights)}")
+    for d, weight in enumerate(weights, start=2):
+        check_scales(**{f"the weight of distance {d}": weight})
     length, batch_size = check_windows(batch, prior, posterior, "reward", free_nats=free_nats)
     check_shape("batch.action", batch.action, "T B A", T=length, B=batch_size, because="from batch.mask")
     if noise is not None:
@@ -121,13 +128,14 @@ def latent_overshooting(
         shares=[weights[d - 2] / distance / alive[d - 1].sum(dtype=dtype).clamp(min=1) for d in range(2, reach + 1)],
         recompute=chunk_size is not None,
     )
-    windows = _Windows(batch.action, batch.reward, entries, prior, map_state(Tensor.detach, posterior), alive, noise)
+    action = batch.action.masked_fill(batch.is_first.unsqueeze(-1), 0.0)  # no chain that counts passes there
+    windows = _Windows(action, batch.reward, entries, prior, map_state(Tensor.detach, posterior), alive, noise)
     if chunk_size is None:
         terms = chains(windows)
     else:
         if noise is None and model.cell.noise_dim:  # drawn beforehand, since every chunk is computed twice
             like = widen(batch.action)
-            noise = like.new_empty(distance, length, batch_size, model.cell.noise_dim).normal_()
+            noise = like.new_empty(reach, length, batch_size, model.cell.noise_dim).normal_()
             windows = windows._replace(noise=noise)
         parts = [slice(first, first + chunk_size) for first in range(0, batch_size, chunk_size)]
         terms = torch.stack([checkpoint(chains, windows.columns(part), use_reentrant=False) for part in parts]).sum(0)
@@ -188,6 +196,7 @@ def _chain_terms(
         errors = [kl, kl.clamp(min=free_nats)]
         if "reward" in names:
             predicted = model.reward_head(cell.features(chain))
+            check_shape("the reward head's output", predicted, "T B", T=kl.shape[0], B=kl.shape[1])
             errors.append(0.5 * torch.where(alive[d - 1], predicted - reward[d:], 0.0).square())
         if obs:
             seen = {name: value[d:] for name, value in obs.items()}
@@ -222,9 +231,8 @@ def _terms(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The scales of all terms that are wanted, by name, and the entries of the observation that have one."""
     entries = {} if obs is None else named_entries(obs)
-    wanted = [*obs_scale.values()] if isinstance(obs_scale, Mapping) else [obs_scale]
-    if not all(scale >= 0 for scale in (kl_scale, reward_scale, *wanted)):
-        raise ValueError(f"scales must be at least 0, got {kl_scale=}, {reward_scale=}, {obs_scale=}")
+    check_scales(kl_scale=kl_scale, reward_scale=reward_scale)
+    wanted = check_obs_scale(obs_scale)
     if obs is None and any(scale > 0 for scale in wanted):
         raise ValueError("obs must be given where obs_scale is greater than 0: the floats that the encoder saw")
     scales = {"kl": kl_scale} | ({"reward": reward_scale} if reward_scale > 0 else {})

@@ -22,7 +22,7 @@ class _Sequence(NamedTuple):
 
 
 def check_observe(probe: Probe) -> None:
-    """Filtering runs, equals stepping, goes on from a state handed over, and can be replayed without noise."""
+    """Filtering runs, equals stepping, and goes on from a state handed over."""
     sequence, half = _sequence(probe), probe.length // 2
     whole = _observe(probe, sequence)
     must = "of cell.scan must equal stepping, with is_first in any row; compare with planet_lib.models.step"
@@ -32,14 +32,20 @@ def check_observe(probe: Probe) -> None:
     right = _observe(probe, _Sequence(handed_over, *(field[half:] for field in sequence[1:])))
     must = "of two half windows, the state handed over, must equal those of the whole; read and return all of the state"
     expect_equal(map_leaves(lambda *fields: torch.cat(fields), left, right), whole, "", must)
-    drawn = []
-    for seed in (probe.seed, probe.seed, probe.seed + 1):
-        torch.manual_seed(seed)
-        drawn.append(_observe(probe, sequence, noise=False))
-    must = "of observe must be replayed by torch.manual_seed; draw from torch's global generator"
-    expect_equal(drawn[1], drawn[0], "", must)
-    if probe.cell.noise_dim == 0:
-        expect_equal(drawn[2], drawn[0], "", "of observe must not be random, since noise_dim is 0")
+
+
+def check_single(probe: Probe) -> None:
+    """One row of time, one row of the batch, and both: the same numbers as in a longer sequence and a larger batch."""
+    sequence = _sequence(probe)
+    whole = _observe(probe, sequence)
+    for rows, batch in ((1, probe.batch_size), (probe.length, 1), (1, 1)):
+        state = map_leaves(lambda field, batch=batch: field[:batch], sequence.state)
+        part = _Sequence(state, *(field[:rows, :batch] for field in sequence[1:]))
+        got = _observe(probe, part)
+        expected = map_leaves(lambda field, rows=rows, batch=batch: field[:rows, :batch], whole)
+        must = f"of observe must be the same at T={rows}, B={batch} as in a larger window; no squeeze()"
+        expect_equal(got, expected, "", must)
+        _observe(probe, part, noise=False)
 
 
 def check_reset(probe: Probe) -> None:

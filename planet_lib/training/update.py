@@ -1,16 +1,19 @@
 """One update of a world model from one batch. Knows no loop, no files and no environment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from planet_lib._shapes import check_count, check_scales
 from planet_lib.data.pixels import prepare
 from planet_lib.models import WorldModel, observe
 from planet_lib.objectives import elbo_loss, latent_overshooting
 from planet_lib.types import Batch, Losses, Observation
+
+_NAMED = 5  # parameters whose gradients an error names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,16 @@ class Objective:
     overshooting_reward_scale: float = 0.0
     overshooting_obs_scale: float | Mapping[str, float] = 0.0
     overshooting_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for a setting that no loss could mean."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name.endswith("_scale"):
+                scales = value if isinstance(value, Mapping) else {"": value}
+                check_scales(**{f"{item.name}[{name!r}]" if name else item.name: scales[name] for name in scales})
+        chunk = 1 if self.overshooting_chunk is None else self.overshooting_chunk
+        check_count(overshooting_distance=self.overshooting_distance, overshooting_chunk=chunk)
 
 
 class UpdateResult(NamedTuple):
@@ -97,18 +110,19 @@ def update(
     are. If loss or gradient is not finite, nothing is changed.
 
     Args:
-        model: the world model, on the device where the batch is or shall be moved to.
+        model: the world model. The batch is brought to its device, and floats to the type of its weights.
         optimizer: over the model's parameters.
         batch: windows [T, B, ...].
         objective: terms and scales; None is `Objective()`, the paper's.
         grad_clip: largest global norm of the gradient.
-        autocast: the type in which matrix products and convolutions are made, such as torch.bfloat16. Weights, the
+        autocast: torch.bfloat16 makes matrix products and convolutions in that type. Weights, the
             latent state, divergences and losses stay in float32. None makes everything in the weights' type.
 
     Returns:
         `UpdateResult`.
 
     Raises:
+        ValueError: grad_clip is not greater than 0, autocast is another type, or a setting of the objective is wrong.
         FloatingPointError: loss or gradient is not finite; the message names the terms of the loss that are not, or the
             parameters.
 
@@ -127,12 +141,16 @@ def update(
         True
     """
     objective = Objective() if objective is None else objective
-    device = next(model.parameters()).device
-    batch = batch.to(device)
-    obs = prepare(batch.obs)
-    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    if not grad_clip > 0:
+        raise ValueError(f"grad_clip must be greater than 0, got {grad_clip}")
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(f"autocast must be torch.bfloat16 or None, got {autocast}; float16 would need a scaled loss")
+    like = next(model.parameters())
+    batch, obs = _to(batch, like)
+    with torch.autocast(like.device.type, dtype=autocast, enabled=autocast is not None):
         losses, overshooting = _losses(model, batch, obs, objective)
     optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)  # the norm is that of the whole model, whatever part of it is optimised
     total = losses.total if overshooting is None else losses.total + overshooting.total
     torch.autograd.backward(total)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
@@ -209,6 +227,14 @@ def _losses(model: WorldModel, batch: Batch, obs: Observation, objective: Object
     return losses, overshooting
 
 
+def _to(batch: Batch, like: Tensor) -> tuple[Batch, Observation]:
+    """The batch on the device and in the floating type of the weights, and its observations as floats."""
+    batch = batch.to(like.device)
+    obs = prepare(batch.obs, dtype=like.dtype)
+    obs = {name: value.to(like.dtype) for name, value in obs.items()} if isinstance(obs, dict) else obs.to(like.dtype)
+    return batch._replace(action=batch.action.to(like.dtype), reward=batch.reward.to(like.dtype)), obs
+
+
 def _summed(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The terms by name, with those of a dictionary's observations as one."""
     terms = {name: value for name, value in raw.items() if not name.startswith("obs/")}
@@ -218,4 +244,5 @@ def _summed(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _non_finite_gradients(model: WorldModel) -> list[str]:
     grads = ((name, parameter.grad) for name, parameter in model.named_parameters())
-    return [name for name, grad in grads if grad is not None and not bool(torch.isfinite(grad).all())]
+    bad = [name for name, grad in grads if grad is not None and not bool(torch.isfinite(grad).all())]
+    return bad if len(bad) <= _NAMED else [*bad[:_NAMED], f"{len(bad) - _NAMED} more"]

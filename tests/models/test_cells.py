@@ -230,7 +230,7 @@ def test_sizes_below_one_and_bad_min_std_are_named(make_cell: type[RSSMCell | SS
             make_cell(**{**good, name: 0})
     if make_cell is not RNNCell:
         for bad in (-0.1, float("nan")):
-            with pytest.raises(ValueError, match=f"min_std must be at least 0, got {bad}"):
+            with pytest.raises(ValueError, match=f"min_std must be finite and at least 0, got {bad}"):
                 make_cell(**good, min_std=bad)
 
 

@@ -218,7 +218,7 @@ def test_wrong_settings_are_named() -> None:
             Decoder(6, shape)
     with pytest.raises(ValueError, match="obs_dim must be greater than 0, got 0"):
         Decoder(6, (0,))
-    with pytest.raises(ValueError, match=r"obs_shape must be \(C, Y, X\), three positive sizes, .*got \(3, 0, 64\)"):
+    with pytest.raises(ValueError, match=r"obs_shape must be \(C, Y, X\), three positive whole .*got \(3, 0, 64\)"):
         Decoder(6, (3, 0, 64))
     with pytest.raises(ValueError, match=r"obs_shape must be at least 6 pixels high and wide, got \(3, 64, 5\)"):
         Decoder(6, (3, 64, 5))
@@ -228,7 +228,7 @@ def test_wrong_settings_are_named() -> None:
     for name in ("feature_dim", "patch", "patch_dim", "hidden_dim", "draw_dim"):
         with pytest.raises(ValueError, match=f"{name} must be greater than 0, got 0"):
             PatchDecoder(**{"feature_dim": 6, "image_shape": (3, 64, 64), name: 0})
-    with pytest.raises(ValueError, match=r"image_shape must be \(C, Y, X\), three positive sizes"):
+    with pytest.raises(ValueError, match=r"image_shape must be \(C, Y, X\), three positive whole sizes"):
         PatchDecoder(6, (64, 64))
     with pytest.raises(ValueError, match="patch must divide the image's height 64 and width 60, got 8"):
         PatchDecoder(6, (3, 64, 60))

@@ -1,7 +1,5 @@
 """Encoders: where every pixel goes, rows apart from each other, several observations side by side, messages."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from planet_lib import ConvEncoder, DictEncoder, PatchEncoder, VectorEncoder
-from planet_lib.models.encoders import conv_sizes
+from planet_lib.models.encoders import conv_layers
 
 FAST = settings(max_examples=15, deadline=None)
 sides = st.integers(16, 100)
@@ -77,7 +75,7 @@ def test_the_convolutions_are_the_papers_at_64_pixels() -> None:
     assert sizes == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
     assert [conv.stride for conv in encoder.convs] == [(2, 2)] * 4
     assert encoder.embed_dim == 1024
-    assert conv_sizes(64, 64) == [(64, 64), (31, 31), (14, 14), (6, 6), (2, 2)]
+    assert conv_layers(64, 64) == ([(4, 4)] * 4, (2, 2))
 
 
 def test_channels_double_up_to_eight_times_the_depth() -> None:
@@ -86,15 +84,37 @@ def test_channels_double_up_to_eight_times_the_depth() -> None:
 
 @FAST
 @given(st.integers(6, 200), st.integers(6, 200))
-def test_layers_are_added_as_long_as_two_pixels_stay(height: int, width: int) -> None:
-    sizes = conv_sizes(height, width)
-    for (rows, columns), (next_rows, next_columns) in itertools.pairwise(sizes):
-        assert F.conv2d(torch.zeros(1, 1, rows, columns), torch.zeros(1, 1, 4, 4), stride=2).shape[2:] == (
-            next_rows,
-            next_columns,
-        )
-    assert len(sizes) > 1
-    assert 2 <= min(sizes[-1]) <= 5
+def test_layers_are_added_as_long_as_two_pixels_stay_and_leave_nothing_over(height: int, width: int) -> None:
+    kernels, last = conv_layers(height, width)
+    image = torch.zeros(1, 1, height, width)
+    for rows, columns in kernels:
+        for size, kernel, side in zip(image.shape[2:], (rows, columns), (height, width), strict=True):
+            assert kernel in (4, 5)
+            assert (size - kernel) % 2 == 0 or side == 64
+        image = F.conv2d(image, torch.zeros(1, 1, rows, columns), stride=2)
+    assert kernels
+    assert tuple(image.shape[2:]) == last
+    assert 2 <= min(last) <= 5
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 40), (77, 33), (84, 84), (157, 96), (250, 31), (256, 256)])
+def test_the_embedding_depends_on_every_pixel(size: tuple[int, int]) -> None:
+    encoder = ConvEncoder((1, *size), depth=1)
+    for conv in encoder.convs:
+        torch.nn.init.ones_(conv.weight)
+    image = torch.ones(1, 1, *size, requires_grad=True)
+    (grad,) = torch.autograd.grad(encoder(image).sum(), [image])
+    assert (grad > 0).all()
+
+
+def test_at_the_papers_size_the_last_two_pixels_of_a_side_stay_unseen_as_in_the_original() -> None:
+    encoder = ConvEncoder((1, 64, 65), depth=1)
+    for conv in encoder.convs:
+        torch.nn.init.ones_(conv.weight)
+    image = torch.ones(1, 1, 64, 65, requires_grad=True)
+    (grad,) = torch.autograd.grad(encoder(image).sum(), [image])
+    assert (grad[..., :62, :] > 0).all()
+    assert (grad[..., 62:, :] == 0).all()
 
 
 def test_an_embed_dim_adds_a_linear_layer_on_the_flat_map() -> None:
@@ -168,7 +188,7 @@ def test_wrong_settings_are_named() -> None:
     shape = (3, 64, 64)
     for bad in ((64, 64), (3, 0, 64), (1, 3, 64, 64)):
         for make in (ConvEncoder, PatchEncoder):
-            with pytest.raises(ValueError, match=r"image_shape must be \(C, Y, X\), three positive sizes, .*, got \("):
+            with pytest.raises(ValueError, match=r"image_shape must be \(C, Y, X\), three positive whole .*got \("):
                 make(bad)
     with pytest.raises(ValueError, match=r"image_shape must be at least 6 pixels high and wide, got \(3, 5, 64\)"):
         ConvEncoder((3, 5, 64))

@@ -108,5 +108,6 @@ def test_they_trace_whole_for_every_cell(kind: str, settings: dict[str, Any]) ->
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
-def test_inductor_computes_the_same_values_and_gradients() -> None:
-    agree(to_float(draw("rssm", {}, length=3)), 1e-5, backend="inductor")
+@pytest.mark.parametrize("kind", ["rssm", "ssm", "rnn"])
+def test_inductor_computes_the_same_values_and_gradients(kind: str) -> None:
+    agree(to_float(draw(kind, {}, length=3)), 1e-5, backend="inductor")

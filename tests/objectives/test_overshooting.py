@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from planet_lib import Batch, Losses, RNNCell, RSSMCell, SSMCell, State, WorldModel, latent_overshooting, observe
+from planet_lib import (
+    Batch,
+    Losses,
+    RewardHead,
+    RNNCell,
+    RSSMCell,
+    SSMCell,
+    State,
+    WorldModel,
+    latent_overshooting,
+    observe,
+)
 from planet_lib.models.rollout import map_state
 
 KINDS = ["rssm", "ssm", "rnn"]
@@ -353,7 +364,7 @@ def test_wrong_input_is_named() -> None:
 
     short = map_state(lambda field: field[1:], prior)
     cases: list[tuple[dict[str, object], str]] = [
-        ({"distance": 0}, "distance must be at least 1, got 0"),
+        ({"distance": 0}, "distance must be a whole number of at least 1, got 0"),
         ({"free_nats": -0.5}, "free_nats must be at least 0, got -0.5"),
         ({"free_nats": float("nan")}, "free_nats must be at least 0, got nan"),
         ({"weights": [1.0]}, "weights must be 2 numbers, for distances 2 to 3, got 1"),
@@ -511,10 +522,10 @@ def test_rewards_and_observations_train_the_heads_and_the_states_before_them(chu
 def test_wrong_settings_of_the_other_terms_are_named() -> None:
     case_of = adding()
     cases: list[tuple[dict[str, object], str]] = [
-        ({"chunk_size": 0}, "chunk_size must be greater than 0, got 0"),
-        ({"reward_scale": -1.0}, r"scales must be at least 0, got kl_scale=1.0, reward_scale=-1.0, obs_scale=0.0"),
-        ({"kl_scale": -1.0}, "scales must be at least 0, got kl_scale=-1.0"),
-        ({"obs_scale": {"a": -1.0}}, r"scales must be at least 0, got .*obs_scale=\{'a': -1.0\}"),
+        ({"chunk_size": 0}, "chunk_size must be a whole number of at least 1, got 0"),
+        ({"reward_scale": -1.0}, "reward_scale must be finite and at least 0, got -1.0"),
+        ({"kl_scale": -1.0}, "kl_scale must be finite and at least 0, got -1.0"),
+        ({"obs_scale": {"a": -1.0}}, r"obs_scale\['a'\] must be finite and at least 0, got -1.0"),
         ({"obs_scale": 1.0}, "obs must be given where obs_scale is greater than 0: the floats that the encoder saw"),
         ({"obs_scale": 1.0, "obs": column(1, 2, 3)}, r"obs must have fields \[4, 1, ...\] .*got one of \[3, 1, 1\]"),
         ({"obs_scale": {"a": 1.0}, "obs": column(1, 2, 3, 4)}, "obs_scale must be a number, or name every entry"),
@@ -524,3 +535,30 @@ def test_wrong_settings_of_the_other_terms_are_named() -> None:
             latent_overshooting(*case_of, distance=3, **change)
     with pytest.raises(TypeError, match=r"obs must be the floats that the encoder saw, got torch.uint8"):
         latent_overshooting(*case_of, distance=3, obs=column(0, 0, 4, 8).byte(), obs_scale=1.0)
+
+
+@pytest.mark.parametrize("cell_class", [RSSMCell, SSMCell, RNNCell])
+def test_a_nan_action_at_the_first_row_of_an_episode_counts_as_zero_in_the_gradient_too(cell_class: type) -> None:
+    torch.manual_seed(0)
+    cell = cell_class(action_dim=2, embed_dim=3, stoch_dim=2, hidden_dim=4)
+    model = WorldModel(nn.Identity(), cell, nn.Identity(), RewardHead(cell.feature_dim, hidden_dim=4))
+    flags = torch.zeros(6, 2, dtype=torch.bool)
+    is_first = flags.clone()
+    is_first[3, 0] = True
+    action = torch.rand(6, 2, 2)
+    action[3, 0] = float("nan")
+    batch = Batch(torch.rand(6, 2, 3), action, torch.rand(6, 2), is_first, flags, ~flags)
+    prior, posterior = observe(cell, batch.obs, batch.action, batch.is_first)
+    losses = latent_overshooting(model, batch, prior, posterior, distance=4, free_nats=0.0, reward_scale=1.0)
+    gradients = torch.autograd.grad(losses.total, list(cell.parameters()), materialize_grads=True)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+def test_a_reward_head_of_another_shape_is_named() -> None:
+    cell = RNNCell(action_dim=2, embed_dim=3, stoch_dim=2, hidden_dim=4)
+    model = WorldModel(nn.Identity(), cell, nn.Identity(), nn.Linear(cell.feature_dim, 1))
+    flags = torch.zeros(4, 1, dtype=torch.bool)
+    batch = Batch(torch.rand(4, 1, 3), torch.rand(4, 1, 2), torch.rand(4, 1), flags, flags, ~flags)
+    states = observe(cell, batch.obs, batch.action, batch.is_first)
+    with pytest.raises(ValueError, match=r"the reward head's output must be \[T, B\] .*got \[2, 1, 1\]"):
+        latent_overshooting(model, batch, *states, distance=2, reward_scale=1.0)

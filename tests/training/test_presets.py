@@ -25,12 +25,14 @@ from planet_lib.training.settings import _CHOICES
 LAST_COMMIT = {
     "control/mpc_agent.py",
     "control/planning.py",
+    "control/wrappers.py",
     "models/rssm.py",
     "networks/basic.py",
     "networks/conv_ha.py",
     "scripts/configs.py",
     "scripts/objectives.py",
     "scripts/tasks.py",
+    "tools/numpy_episodes.py",
     "training/utility.py",
 }
 FIRST_COMMIT = LAST_COMMIT - {"scripts/objectives.py"} | {"tools/mse_distribution.py", "training/define_model.py"}
@@ -119,7 +121,6 @@ def test_v1_differs_from_the_last_commit_in_its_overshooting_global_prior_head_w
         "global_kl_scale": 0.1,
         "overshooting_distance": 49,
         "overshooting_reward_scale": 200.0,
-        "overshooting_chunk": 10,
         "warmup_updates": 200,
     }
 
@@ -262,7 +263,7 @@ def test_the_objective_takes_every_weight_and_reads_0_as_none_where_it_means_tha
         "overshooting_scale": 1.0,
         "overshooting_reward_scale": 200.0,
         "overshooting_obs_scale": 0.6,
-        "overshooting_chunk": 10,
+        "overshooting_chunk": None,
     }
     plain = build_objective(PRESETS["paper"])
     assert (plain.kl_balance, plain.overshooting_chunk) == (None, None)
@@ -296,3 +297,10 @@ def test_the_shape_of_an_observation_is_read_from_its_space():
     pixels, vector = spaces.Box(0, 255, (3, 8, 8), "uint8"), spaces.Box(-1, 1, (5,))
     assert obs_shape_of(pixels) == (3, 8, 8)
     assert obs_shape_of(spaces.Dict({"pixels": pixels, "state": vector})) == {"pixels": (3, 8, 8), "state": (5,)}
+
+
+def test_the_rnn_learns_more_slowly_in_the_preset_cpu_alone():
+    assert get_preset("cpu", cell="rnn").learning_rate == 1e-3
+    assert get_preset("cpu", cell="rssm").learning_rate == 3e-3
+    assert get_preset("cpu", cell="ssm").learning_rate == 3e-3
+    assert dataclasses.replace(get_preset("paper", cell="rnn"), free_nats=3.0) == get_preset("paper")

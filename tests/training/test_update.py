@@ -246,7 +246,7 @@ def test_a_term_that_only_its_scale_makes_infinite_is_named_so():
 
 
 def test_a_term_of_overshooting_is_named_as_such():
-    objective = Objective(free_nats=0.0, overshooting_distance=3, overshooting_scale=float("inf"))
+    objective = Objective(free_nats=0.0, overshooting_distance=3, overshooting_scale=1e39)
     refused(make_model(), make_batch(), objective, r"\(not finite: overshooting kl \(scaled\)\)$")
 
 
@@ -350,3 +350,45 @@ def test_no_warm_up_is_the_full_rate_from_the_first_update():
 def test_an_infinite_loss_is_refused_even_where_its_gradient_is_finite():
     objective = Objective(free_nats=float("inf"))  # clipped to a constant, which has no gradient
     refused(make_model(), make_batch(), objective, r"got inf and norm .* \(not finite: kl \(scaled\), kl_clipped\)$")
+
+
+@pytest.mark.parametrize("clip", [float("nan"), 0.0, -1.0])
+def test_a_clip_that_would_spoil_the_weights_is_refused_before_anything_changes(clip: float):
+    model = make_model()
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"grad_clip must be greater than 0, got {clip}"):
+        update(model, torch.optim.Adam(model.parameters()), make_batch(), grad_clip=clip)
+    torch.testing.assert_close(model.state_dict(), weights, rtol=0.0, atol=0.0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_settings_that_no_loss_could_mean_are_named_when_the_objective_is_made():
+    cases = {
+        "kl_scale must be finite and at least 0, got -1.0": {"kl_scale": -1.0},
+        "continue_scale must be finite and at least 0, got nan": {"continue_scale": float("nan")},
+        r"obs_scale\['camera'\] must be finite and at least 0, got -2.0": {"obs_scale": {"camera": -2.0}},
+        "overshooting_distance must be a whole number of at least 1, got -3": {"overshooting_distance": -3},
+        "overshooting_chunk must be a whole number of at least 1, got 1.5": {"overshooting_chunk": 1.5},
+    }
+    for message, settings in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Objective(**settings)
+
+
+def test_the_norm_is_that_of_one_update_though_a_part_of_the_model_is_not_optimised():
+    model = make_model(RNNCell)
+    optimizer = torch.optim.SGD(model.cell.parameters(), lr=0.0)  # the rest keeps its gradients, unless cleared
+    first, second = (update(model, optimizer, make_batch()).grad_norm for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def test_a_batch_in_float32_is_brought_to_the_type_of_the_weights():
+    model = make_model().double()
+    result = update(model, torch.optim.SGD(model.parameters(), lr=1e-3), make_batch())
+    assert result.losses.total.dtype == torch.float64
+
+
+def test_autocast_to_another_type_is_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match=r"autocast must be torch.bfloat16 or None, got torch.int8"):
+        update(model, torch.optim.SGD(model.parameters(), lr=1e-3), make_batch(), autocast=torch.int8)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice, check_last, check_positive
+from planet_lib._shapes import check_choice, check_last, check_positive, check_scales
 from planet_lib.models._layers import Hidden
-from planet_lib.models.gaussian import sample, widen
+from planet_lib.models.gaussian import sample
 from planet_lib.types import State
 
 GRUKind = Literal["reset_after", "reset_before"]
@@ -110,19 +110,18 @@ class GaussianHead(Hidden):
         min_std_mode: MinStdMode,
     ) -> None:
         super().__init__(input_dim, hidden_dim, num_layers, activation)
-        if not min_std >= 0:
-            raise ValueError(f"min_std must be at least 0, got {min_std}")
+        check_scales(min_std=min_std)
         check_choice("min_std_mode", min_std_mode, get_args(MinStdMode))
         self.min_std, self.min_std_mode = min_std, min_std_mode
         self.out = nn.Linear(hidden_dim, 2 * stoch_dim)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and std [..., S], in float32 at least."""
+        """Return mean and std [..., S], in the type of the weights: under autocast too."""
         return self.distribution(self.hidden(inputs))
 
     def distribution(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and std, given the last hidden layer."""
-        mean, raw_std = widen(self.out(hidden)).chunk(2, -1)
+        mean, raw_std = self.out(hidden).to(self.out.weight.dtype).chunk(2, -1)
         spread = F.softplus(raw_std)
         return mean, spread + self.min_std if self.min_std_mode == "add" else spread.clamp(min=self.min_std)
 
@@ -141,12 +140,12 @@ class MeanHead(Hidden):
         self.out = nn.Linear(hidden_dim, stoch_dim)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and std [..., S], in float32 at least."""
+        """Return mean and std [..., S], in the type of the weights: under autocast too."""
         return self.distribution(self.hidden(inputs))
 
     def distribution(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and std, given the last hidden layer."""
-        mean = widen(self.out(hidden))
+        mean = self.out(hidden).to(self.out.weight.dtype)
         return mean, torch.ones_like(mean)
 
 
@@ -176,11 +175,11 @@ def mean_state(deter: Tensor, distribution: tuple[Tensor, Tensor]) -> State:
     return State(deter=deter, stoch=mean, mean=mean, std=std)
 
 
-def drawn_noise(noise: Tensor | None, embed: Tensor, stoch_dim: int) -> Tensor:
-    """The noise given, or standard normal noise for all rows of embed at once."""
+def drawn_noise(noise: Tensor | None, embed: Tensor, state: State) -> Tensor:
+    """The noise given, or standard normal noise for all rows of embed at once, of the state's type."""
     if noise is not None:
         return noise
-    return torch.randn(*embed.shape[:-1], stoch_dim, dtype=widen(embed[:0]).dtype, device=embed.device)
+    return state.stoch.new_empty(*embed.shape[:-1], state.stoch.shape[-1]).normal_()
 
 
 def check_scan(embed: Tensor, action: Tensor, embed_dim: int, action_dim: int) -> None:

@@ -24,7 +24,7 @@ class Cell(Protocol[S]):
     A cell may also offer `scan(state, embed, action, is_first, prior_noise=None, posterior_noise=None)`, which filters
     a whole sequence at once and must equal stepping (see `planet_lib.observe`), and `global_prior(state)`, the state
     whose distribution does not depend on time (N(0, I) for Gaussians), for the global term of `elbo_loss`.
-    `planet_lib.testing.check_cell` proves all of this for a cell of yours.
+    `planet_lib.testing.check_cell` tries all of this on a cell of yours.
 
     Attributes:
         action_dim: A, numbers in an action.

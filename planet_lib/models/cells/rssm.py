@@ -136,6 +136,6 @@ class RSSMCell(nn.Module):
     ) -> tuple[State, State]:
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
         check_scan(embed, action, self.embed_dim, self.action_dim)
-        noise = drawn_noise(posterior_noise, embed, self.stoch_dim)
+        noise = drawn_noise(posterior_noise, embed, state)
         posterior = filter_recurrent(self.path, self.posterior_head, state, embed, action, is_first, noise)
         return drawn_state(posterior.deter, self.prior_head(posterior.deter), prior_noise), posterior

@@ -122,7 +122,7 @@ class SSMCell(nn.Module):
     ) -> tuple[State, State]:
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
         check_scan(embed, action, self.embed_dim, self.action_dim)
-        noise = drawn_noise(posterior_noise, embed, self.stoch_dim)
+        noise = drawn_noise(posterior_noise, embed, state)
         distribution, posterior = filter_stochastic(
             self.prior_head, self.posterior_head, state, embed, action, is_first, noise
         )

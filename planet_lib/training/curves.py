@@ -103,7 +103,7 @@ def open_loop_curve(path: str | os.PathLike[str], errors: "Mapping[str, OpenLoop
         raise ValueError("errors must hold at least one model's, got none")
     if not os.fspath(path).endswith(".png"):
         raise ValueError(f"path must end in .png, got {os.fspath(path)!r}")
-    figure = require("matplotlib.figure", purpose="the curve").Figure(figsize=(11, 4.6), layout="constrained")
+    figure = require("matplotlib.figure", purpose="the curve").Figure(figsize=(12, 5.4), layout="constrained")
     # The Agg canvas is given to the figure instead of choosing a backend for the whole program.
     require("matplotlib.backends.backend_agg", purpose="the curve").FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -230,4 +230,5 @@ def _style_errors(axes: "Axes", label: str, worst: float) -> None:
     axes.grid(visible=True, color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    # Below the axes, since lines may be anywhere in them.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=9)

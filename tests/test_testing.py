@@ -862,3 +862,8 @@ def test_a_balanced_divergence_and_rectified_features_pass():
 
     check_cell(rssm(divergence=divergence), compile=False)
     check_cell(rssm(features=lambda self, state: RSSMCell.features(self, state).relu()), compile=False)
+
+
+def test_a_class_in_place_of_a_cell_is_named() -> None:
+    with pytest.raises(TypeError, match="cell must be an instance, got the class RSSMCell; call it with its sizes"):
+        check_cell(RSSMCell)

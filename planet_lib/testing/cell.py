@@ -70,12 +70,15 @@ def check_cell(
 
     Raises:
         ContractError: a promise is broken; the message says which, what came and what to do.
+        TypeError: cell is a class.
         ValueError: embed_dim is neither given nor a member of the cell, or a size is too small.
 
     Example:
         >>> from planet_lib import RSSMCell
         >>> check_cell(RSSMCell(action_dim=2, embed_dim=8, deter_dim=16, stoch_dim=4, hidden_dim=16), compile=False)
     """
+    if isinstance(cell, type):
+        raise TypeError(f"cell must be an instance, got the class {cell.__name__}; call it with its sizes first")
     if batch_size < 2 or length < 4:
         raise ValueError(f"batch_size must be at least 2 and length at least 4, got {batch_size} and {length}")
     embed_dim = getattr(cell, "embed_dim", None) if embed_dim is None else embed_dim

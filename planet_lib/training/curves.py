@@ -227,6 +227,9 @@ def _style_errors(axes: "Axes", label: str, worst: float) -> None:
         axes.set_yscale("log")
     if worst > 0 and axes.get_ylim()[1] > 10 * worst:
         axes.set_ylim(top=10 * worst)
+        for line in axes.lines:
+            if float(np.min(line.get_ydata())) > 10 * worst:
+                line.set_label(f"{line.get_label()} (above the picture)")
     axes.grid(visible=True, color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

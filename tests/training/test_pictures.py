@@ -252,6 +252,8 @@ def test_a_model_that_explodes_does_not_flatten_the_others(tmp_path, drawn):
     left, right = drawn[0].axes
     assert (left.get_ylim()[1], right.get_ylim()[1]) == pytest.approx((0.2, 20.0))
     assert left.get_yscale() == "log"
+    labels = [line.get_label() for line in left.lines]
+    assert [label for label in labels if "above" in label] == ["wild, imagined (above the picture)"]
 
 
 def test_a_perfect_model_is_drawn_too(tmp_path, drawn):

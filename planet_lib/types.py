@@ -105,7 +105,9 @@ class Plan(NamedTuple):
 
     Shapes: action [B, A], the first of the plan, to be executed now; mean and std [H, B, A], the last action
     distribution; value [B], the predicted return of the elites, averaged, in the last iteration that had any; valid [B]
-    bool, False where no candidate of that row ever had a finite return: its action must not be executed.
+    bool, False where no candidate of that row ever had a finite return: its action must not be executed; elites
+    [H, B, K, A], the best candidates, best first, of planners that try them again in the next step (NaN where there are
+    fewer than K), else None; spread [I, H, B, A], the deviation of the best in each iteration, where it was asked for.
 
     Example:
         >>> import torch
@@ -120,6 +122,8 @@ class Plan(NamedTuple):
     std: Tensor
     value: Tensor
     valid: Tensor
+    elites: Tensor | None = None
+    spread: Tensor | None = None
 
 
 class Losses(NamedTuple):

@@ -1,7 +1,25 @@
-"""How actions are chosen: a planner over any dynamics, the learned model as dynamics, and the agent that acts."""
+"""How actions are chosen: planners over any dynamics, the learned model as dynamics, and the agent that acts."""
 
 from planet_lib.planning.agent import AgentNoise, AgentState, PlanningAgent
-from planet_lib.planning.cem import CEMPlanner, Dynamics
+from planet_lib.planning.cem import CEMPlanner
+from planet_lib.planning.discrete import DiscreteCEMPlanner
 from planet_lib.planning.dynamics import LatentDynamics
+from planet_lib.planning.icem import ICEMPlanner
+from planet_lib.planning.mppi import MPPIPlanner
+from planet_lib.planning.planner import Planner
+from planet_lib.planning.protocol import Dynamics
+from planet_lib.planning.shooting import RandomShootingPlanner
 
-__all__ = ["AgentNoise", "AgentState", "CEMPlanner", "Dynamics", "LatentDynamics", "PlanningAgent"]
+__all__ = [
+    "AgentNoise",
+    "AgentState",
+    "CEMPlanner",
+    "DiscreteCEMPlanner",
+    "Dynamics",
+    "ICEMPlanner",
+    "LatentDynamics",
+    "MPPIPlanner",
+    "Planner",
+    "PlanningAgent",
+    "RandomShootingPlanner",
+]

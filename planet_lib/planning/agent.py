@@ -17,14 +17,15 @@ from planet_lib._shapes import check_bool, check_shape
 from planet_lib.data.pixels import prepare
 from planet_lib.models.rollout import check_leading, step
 from planet_lib.models.world_model import WorldModel
-from planet_lib.planning.cem import CEMPlanner
+from planet_lib.planning.planner import Planner
 from planet_lib.types import Observation, Plan
 
 
 class AgentState(NamedTuple):
     """What the agent carries from one step to the next; on the model's device.
 
-    latent: the cell's state [B, ...], a sample of the posterior. action: [B, A], the one executed last.
+    latent: the cell's state [B, ...], a sample of the posterior. action: [B, A], the one executed last. plan: the last
+    plan, where the agent warm-starts the next one from it, else None.
 
     Example:
         >>> import torch
@@ -34,6 +35,7 @@ class AgentState(NamedTuple):
 
     latent: Any
     action: Tensor
+    plan: Plan | None = None
 
 
 class AgentNoise(NamedTuple):
@@ -41,7 +43,7 @@ class AgentNoise(NamedTuple):
 
     Shapes: pixels, as the observation, uniform in [0, 1), and a dictionary of its uint8 entries where that is one (see
     `planet_lib.data.prepare`); the others standard normal: prior and posterior [B, S],
-    candidates [I, H, B, J, A], dynamics [I, H, B, J, S], exploration [B, A].
+    candidates [I, H, B, J, A], dynamics [I, H, B, R, S] (see `Planner`), exploration [B, A].
 
     Example:
         >>> import torch
@@ -61,7 +63,9 @@ class PlanningAgent:
     """Act in B environments at once: filter the observation, plan from the posterior, add exploration noise.
 
     latent ~ posterior(latent, executed action, observation);  plan = planner(latent)
-    action = clip(plan.action + exploration_std * noise, low, high), or plan.action where one does not explore
+    action = planner.explore(plan.action, exploration_std, noise), or plan.action where one does not explore
+
+    In a box, to explore is clip(plan.action + exploration_std * noise, low, high).
 
     Where is_first holds, latent and executed action count as zero, so a row that begins an episode needs no other
     reset. Runs without gradients. uint8 observations are images, and are dequantised anew at each call; floats are used
@@ -70,9 +74,12 @@ class PlanningAgent:
 
     Args:
         model: the `WorldModel`, used as it is at each call; not copied.
-        planner: a `CEMPlanner` over the same model, or over any dynamics that start from the cell's state.
-        exploration_std: of the normal noise, in units of the action. 0.3 is the paper's, for actions in [-1, 1].
+        planner: any `Planner` over the same model, or over any dynamics that start from the cell's state.
+        exploration_std: of the normal noise, in units of the action. 0.3 is the paper's, for actions in [-1, 1]. Where
+            actions are one-hot, the probability of a choice at random.
         bits: depth to which images are quantised; 5 is the paper's.
+        warm_start: whether each plan starts from the one before, in rows that do not begin an episode. The paper's
+            planner starts anew each time; `ICEMPlanner` is made for being warm-started.
 
     Raises:
         ValueError: planner and model differ in action_dim, or exploration_std is negative.
@@ -93,7 +100,15 @@ class PlanningAgent:
         (torch.Size([3, 2]), True, True)
     """
 
-    def __init__(self, model: WorldModel, planner: CEMPlanner, *, exploration_std: float = 0.3, bits: int = 5) -> None:
+    def __init__(
+        self,
+        model: WorldModel,
+        planner: Planner,
+        *,
+        exploration_std: float = 0.3,
+        bits: int = 5,
+        warm_start: bool = False,
+    ) -> None:
         if planner.action_dim != model.cell.action_dim:
             raise ValueError(
                 f"planner must plan actions of the cell's action_dim={model.cell.action_dim}, got {planner.action_dim}"
@@ -103,7 +118,7 @@ class PlanningAgent:
         self.model = model
         self.planner = planner
         self.exploration_std = exploration_std
-        self.bits = bits
+        self.bits, self.warm_start = bits, warm_start
 
     def initial(self, batch_size: int) -> AgentState:
         """Return the state before anything was seen: the cell's zero state and zero action [B, A]."""
@@ -159,7 +174,13 @@ class PlanningAgent:
             prior_noise=noise.prior,
             posterior_noise=noise.posterior,
         )
-        plan = self.planner(latent, noise=noise.candidates, dynamics_noise=noise.dynamics)
+        plan = self.planner(
+            latent,
+            previous=state.plan if self.warm_start else None,
+            is_first=is_first,
+            noise=noise.candidates,
+            dynamics_noise=noise.dynamics,
+        )
         if not bool(plan.valid.all()):
             rows = plan.valid.logical_not().nonzero().flatten().tolist()
             raise RuntimeError(
@@ -168,10 +189,10 @@ class PlanningAgent:
             )
         action = plan.action
         if explore:
-            draw = torch.randn_like(action) if noise.exploration is None else noise.exploration
-            action = self.planner.clip(action + self.exploration_std * draw)
+            action = self.planner.explore(action, self.exploration_std, noise.exploration)
         # A copy: an environment that writes into the action must not change what is remembered.
-        return action, AgentState(latent=latent, action=action.clone()), plan
+        remembered = plan if self.warm_start else None
+        return action, AgentState(latent=latent, action=action.clone(), plan=remembered), plan
 
     def policy(self, *, explore: bool) -> Callable[[Observation, Tensor, AgentState | None], tuple[Tensor, AgentState]]:
         """Return this agent as `policy(obs, is_first, state) -> (action, state)`, the form that collection takes."""

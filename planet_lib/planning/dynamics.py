@@ -1,15 +1,15 @@
-"""What a planner plans with: the `Dynamics` protocol, and the learned model as one.
+"""The learned model as dynamics. The `Dynamics` protocol itself stands in `planet_lib.planning.protocol`.
 
 `LatentDynamics` asks a cell and a reward head what actions lead to. It sees neither images nor environments, and holds
-no state of its own. The protocol itself stands beside its user, in `planet_lib.planning.cem`.
+no state of its own.
 
 Source: Hafner et al. 2019 (arXiv:1811.04551), section 3: one open-loop trajectory per candidate, whose return is the
-plain sum of the reward head's means. Difference: a continue head, where there is one, weighs the rewards. As in
-google-research/planet, all candidates of an environment start from one sample of its posterior (the paper's algorithm 2
-draws one for each).
+plain sum of the reward head's means. Differences: a continue head, where there is one, weighs the rewards, and so does
+a discount, where one is wanted.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,32 +17,40 @@ from torch import Tensor
 # torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
 from torch.utils._pytree import tree_leaves, tree_map
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_choice, check_shape
 from planet_lib.models.rollout import check_leading
 from planet_lib.models.world_model import WorldModel
-from planet_lib.planning.cem import Dynamics
 
-__all__ = ["Dynamics", "LatentDynamics"]
+Start = Literal["shared", "sampled"]
 
 
 class LatentDynamics:
     """A learned model as dynamics: candidates are tried out in the latent space, without a single image.
 
-    state_t+1 ~ prior(state_t, action_t) from state_0 = state;  return = sum over t = 1..H of alive_t reward(state_t)
+    state_t+1 ~ prior(state_t, action_t) from state_0;  return = sum_t=1..H discount^(t-1) alive_t reward(state_t)
 
     with alive_1 = 1 and alive_t+1 = alive_t sigmoid(continue(state_t)) if the model has a continue head, else 1: what
-    comes after the end of an episode earns nothing. No discount, and the state that is already reached earns nothing
-    either. Heads read the features of states. `CEMPlanner` calls this without
-    gradients; called directly, it is differentiable in state and actions.
+    comes after the end of an episode earns nothing. The state that is already reached earns nothing either. Heads read
+    the features of states. Planners call this without gradients; called directly, it is differentiable in state and
+    actions.
 
-    Shapes: state, the cell's [B, ...]; actions [H, B, J, A]; noise [H, B, J, S] with S = cell.noise_dim -> [B, J].
+    Shapes: state, the cell's [B, ...]; actions [H, B, J, A]; noise [H, B, J, S] with S = cell.noise_dim, or
+    [H + 1, B, J, S] where the start is sampled, its first row for the start -> [B, J].
 
     Args:
-        model: the `WorldModel`, whose cell and reward head are used as they are at each call; not copied.
+        model: the `WorldModel`, whose cell and heads are used as they are at each call; not copied.
+        start: what candidates start from. "shared": the state that is given, one sample of the posterior, as in
+            google-research/planet. "sampled": each from its own sample of the same distribution, as the paper's
+            algorithm 2 has it; the cell must have `redraw`.
+        discount: of rewards per step; 1 is the paper's plain sum.
+        objective: what is to be summed instead of the predicted reward, a function of the state after a step and the
+            action that led to it, both of N = B * J rows -> [N]. With it a model can be planned with for a purpose that
+            it was not trained for, and needs no trained reward head.
 
     Raises:
-        ValueError: when called: actions do not end in the cell's action_dim, or state, noise or what a head returns has
-            another shape.
+        ValueError: start or discount out of its range. When called: actions do not end in the cell's action_dim, or
+            state, noise or what a head returns has another shape.
+        TypeError: start is "sampled" and the cell has no `redraw`.
 
     Source: arXiv:1811.04551, algorithm 2; google-research/planet `scripts/objectives.py` (the undiscounted sum).
 
@@ -53,10 +61,34 @@ class LatentDynamics:
         >>> model = WorldModel(encoder, cell, Decoder(cell.feature_dim, (5,)), RewardHead(cell.feature_dim))
         >>> LatentDynamics(model).rollout(cell.initial(3), torch.zeros(12, 3, 100, 2)).shape
         torch.Size([3, 100])
+        >>> still = LatentDynamics(model, objective=lambda state, action: -action.square().sum(-1))
+        >>> still.rollout(cell.initial(1), torch.ones(12, 1, 2, 2))
+        tensor([[-24., -24.]])
     """
 
-    def __init__(self, model: WorldModel) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: WorldModel,
+        *,
+        start: Start = "shared",
+        discount: float = 1.0,
+        objective: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> None:
+        check_choice("start", start, get_args(Start))
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount must be greater than 0 and at most 1, got {discount}")
+        if start == "sampled" and not hasattr(model.cell, "redraw"):
+            name = type(model.cell).__name__
+            raise TypeError(f"start 'sampled' needs a cell with redraw(state, noise), got {name} without; use 'shared'")
+        self.model, self.start, self.discount, self.objective = model, start, discount, objective
+
+    def draw_noise(self, actions: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """Return the standard normal noise that `rollout` takes for these actions; None where the cell takes none."""
+        rows, dim = len(actions) + (self.start == "sampled"), self.model.cell.noise_dim
+        if dim == 0:
+            return None
+        size = (rows, *actions.shape[1:3], dim)
+        return torch.randn(size, dtype=actions.dtype, device=actions.device, generator=generator)
 
     def rollout(self, state: Any, actions: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the predicted return [B, J] of every candidate; see the class."""
@@ -64,23 +96,45 @@ class LatentDynamics:
         check_shape("actions", actions, "H B J A", A=cell.action_dim, because="the cell's action_dim")
         horizon, batch_size, num_candidates, _ = actions.shape
         check_leading("state", tuple(tree_leaves(state)), batch_size, because="from actions")
-        if noise is not None:
-            sizes = {"H": horizon, "B": batch_size, "J": num_candidates, "S": cell.noise_dim}
+        sampled = self.start == "sampled"
+        if noise is None:
+            noise = self.draw_noise(actions)
+        else:
+            sizes = {"H": horizon + sampled, "B": batch_size, "J": num_candidates, "S": cell.noise_dim}
             check_shape("noise", noise, "H B J S", because="as the actions, and the cell's noise_dim", **sizes)
-            noise = noise.flatten(1, 2)
+        steps = [None] * (horizon + sampled) if noise is None else noise.flatten(1, 2).unbind()
         actions = actions.flatten(1, 2)  # rows [B * J] are what matrix products like best
         state = tree_map(lambda leaf: leaf.repeat_interleave(num_candidates, dim=0), state)
+        if sampled:
+            optional: Any = cell  # redraw is optional, and so no part of the protocol
+            state, steps = optional.redraw(state, steps[0]), steps[1:]
         total: Tensor = actions.new_zeros(batch_size * num_candidates)
-        alive: Tensor | None = None
+        weight: Tensor | float | None = None  # of a reward; None is 1, which spares a product at each step
         for t in range(horizon):
-            state = cell.prior(state, actions[t], None if noise is None else noise[t])
+            state = cell.prior(state, actions[t], steps[t])
             # At each step, since one call after the loop would have to hold H * B * J rows of features.
             features = cell.features(state)
-            reward = self.model.reward_head(features)
-            check_shape("the reward head's output", reward, "N", N=len(total), because="its rows, B * J")
-            total = total + (reward if alive is None else alive * reward)
-            if self.model.continue_head is not None and t + 1 < horizon:
-                goes_on = torch.sigmoid(self.model.continue_head(features))
-                check_shape("the continue head's output", goes_on, "N", N=len(total), because="its rows, B * J")
-                alive = goes_on if alive is None else alive * goes_on
+            reward = self._reward(state, features, actions[t])
+            total = total + (reward if weight is None else weight * reward)
+            for factor in self._factors(features) if t + 1 < horizon else ():
+                weight = factor if weight is None else weight * factor
         return total.reshape(batch_size, num_candidates)
+
+    def _factors(self, features: Tensor) -> list[Tensor | float]:
+        """Return by what the rewards of all later steps are to be multiplied."""
+        factors: list[Tensor | float] = [] if self.discount == 1 else [self.discount]
+        if self.model.continue_head is not None:
+            goes_on = torch.sigmoid(self.model.continue_head(features))
+            check_shape("the continue head's output", goes_on, "N", N=len(features), because="its rows, B * J")
+            factors.append(goes_on)
+        return factors
+
+    def _reward(self, state: Any, features: Tensor, action: Tensor) -> Tensor:
+        """Return what a step earns [N]."""
+        if self.objective is None:
+            reward, name = self.model.reward_head(features), "the reward head's output"
+        else:
+            reward, name = self.objective(state, action), "what objective returns"
+        check_shape(name, reward, "N", N=len(action), because="its rows, B * J")
+        result: Tensor = reward
+        return result

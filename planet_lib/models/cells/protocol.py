@@ -22,8 +22,10 @@ class Cell(Protocol[S]):
     nobody else looks inside. All methods work on any leading axes.
 
     A cell may also offer `scan(state, embed, action, is_first, prior_noise=None, posterior_noise=None)`, which filters
-    a whole sequence at once and must equal stepping (see `planet_lib.observe`), and `global_prior(state)`, the state
-    whose distribution does not depend on time (N(0, I) for Gaussians), for the global term of `elbo_loss`.
+    a whole sequence at once and must equal stepping (see `planet_lib.observe`); `global_prior(state)`, the state
+    whose distribution does not depend on time (N(0, I) for Gaussians), for the global term of `elbo_loss`; and
+    `redraw(state, noise=None)`, another sample of the distribution that the state was drawn from (mean + std * noise
+    for Gaussians), for planners that start every candidate from a sample of its own.
     `planet_lib.testing.check_cell` tries all of this on a cell of yours.
 
     Attributes:

@@ -112,6 +112,10 @@ class RNNCell(nn.Module):
         """Return the state whose mean is zero, with the deter of `state`."""
         return standard_state(state)
 
+    def redraw(self, state: State, noise: Tensor | None = None) -> State:
+        """Return the state itself, the only sample there is; a noise argument is not read."""
+        return state
+
     def scan(
         self,
         state: State,

@@ -111,6 +111,10 @@ class SSMCell(nn.Module):
         """Return the state whose stoch is N(0, I)."""
         return standard_state(state)
 
+    def redraw(self, state: State, noise: Tensor | None = None) -> State:
+        """Return another sample of the state's own distribution: stoch = mean + std * noise, the rest as it is."""
+        return drawn_state(state.deter, (state.mean, state.std), noise)
+
     def scan(
         self,
         state: State,

@@ -1,0 +1,201 @@
+"""Any Python environment as dynamics, if its state can be saved and restored. Slow, exact, and good for first tries.
+
+It knows Gymnasium's `step` and imports nothing of it; what a state is, the environment's own two functions say.
+
+Source: ours, after the original's row "CEM + true simulator state" (Hafner et al. 2019, arXiv:1811.04551, table 1).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from planet_lib._shapes import check_shape
+
+
+class SavedEnv(NamedTuple):
+    """One saved environment: what `get_state` returned, and the plain attributes of the wrappers around it."""
+
+    state: Any
+    wrappers: tuple[dict[str, Any], ...] = ()
+
+
+class _Opaque:
+    """Holds a saved state so that nothing looks inside: tensors in it are no rows of the batch."""
+
+    def __init__(self, saved: SavedEnv) -> None:
+        self.saved = saved
+
+
+class EnvState(NamedTuple):
+    """Saved environments as a planner's state. row: int64 [B], which entry of `saved` each row starts from."""
+
+    row: Tensor
+    saved: tuple[_Opaque, ...]
+
+
+class EnvDynamics:
+    """A Python environment as dynamics: each candidate is played in it, one after the other, from the saved state.
+
+    return = sum over t = 1..H of discount^(t-1) reward_t, up to the end of the episode: after `terminated` or
+    `truncated` nothing is earned, and the environment is not stepped.
+
+    A candidate with a reward that is not finite, or that raises one of `errors`, has the return NaN. Whatever happens,
+    the environment has afterwards the state that it had before.
+
+    Two ways to save: with `get_state` and `set_state`, candidates are played in `env` itself, set back each time; the
+    wrappers around it (their plain attributes, such as the steps that Gymnasium's `TimeLimit` has counted) are saved
+    and set back too. Without, the state is a `copy.deepcopy` of the whole environment, wrappers and random numbers
+    included, made for each candidate: simple, and several times slower. Two traps:
+
+    - Time. A time limit is part of the saved state: near it, candidates earn nothing past it, all of them alike. An
+      environment that counts its own steps must have the count in `get_state`, or rollouts use up the real episode.
+    - Chance. Where random numbers are saved (a deep copy has them), every candidate meets the very chances that the
+      environment will have: the planner foresees them. Where they are not, each candidate meets new ones, the
+      environment goes on with later ones, and the luckiest candidate wins: give the planner particles.
+
+    Wrappers that record or learn (video, running normalisation) must not be there.
+
+    Shapes: state, what `state()` returns; actions [H, B, J, A] -> returns [B, J], float64 on the actions' device.
+
+    Args:
+        env: the environment, with Gymnasium's `step`, in a running episode whenever it is used.
+        get_state: function of an environment that returns its state, nothing of which later steps change.
+        set_state: function of an environment and such a state, which it must not keep for the environment to change.
+        to_action: function of an action, float64 array [A], that returns what `env.step` takes. None is, by the
+            environment's `action_space`: an array of its shape and dtype; for a discrete one the largest entry's index
+            (a one-hot action); the array as it is where there is no space.
+        errors: exceptions of `step` that mean that a candidate cannot be simulated, such as a physics error.
+        discount: in (0, 1].
+
+    Raises:
+        ValueError: one of `get_state` and `set_state` without the other, a discount out of its range, or shapes that do
+            not fit. What `env.step` raises passes through.
+
+    Example:
+        >>> class Lift:  # up or down by the action; the reward is the height
+        ...     height = 0.0
+        ...     def step(self, action):
+        ...         self.height += float(action[0])
+        ...         return self.height, self.height, False, False, {}
+        >>> lift = Lift()
+        >>> def put(env, height):
+        ...     env.height = height
+        >>> dynamics = EnvDynamics(lift, get_state=lambda env: env.height, set_state=put)
+        >>> dynamics.rollout(dynamics.state(), torch.tensor([1.0, -1.0]).expand(3, 1, 2)[..., None]), lift.height
+        (tensor([[ 6., -6.]], dtype=torch.float64), 0.0)
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        get_state: Callable[[Any], Any] | None = None,
+        set_state: Callable[[Any, Any], None] | None = None,
+        to_action: Callable[[Any], Any] | None = None,
+        errors: tuple[type[Exception], ...] = (),
+        discount: float = 1.0,
+    ) -> None:
+        if (get_state is None) != (set_state is None):
+            given, other = ("get_state", "set_state") if set_state is None else ("set_state", "get_state")
+            raise ValueError(f"{other} must be given with {given}, got None; give both, or none for deep copies")
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount must be in (0, 1], got {discount}")
+        self.env = env
+        self.errors, self.discount = errors, discount
+        self._get_state, self._set_state = get_state, set_state
+        self._to_action = to_action or _for_space(getattr(env, "action_space", None))
+
+    def state(self, envs: Sequence[Any] | None = None) -> EnvState:
+        """Return where `envs` (None: the environment itself) stand now, one row for each, in their order.
+
+        With `get_state`, the states of all are played in the one environment that the dynamics were made with.
+        """
+        saved = tuple(_Opaque(self._save(each)) for each in ([self.env] if envs is None else envs))
+        return EnvState(row=torch.arange(len(saved)), saved=saved)
+
+    def rollout(self, state: EnvState, actions: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the return [B, J] of every candidate; `noise` is not used. See the class."""
+        check_shape("actions", actions, "H B J A")
+        _, batch_size, num_candidates, _ = actions.shape
+        check_shape("state.row", state.row, "B", B=batch_size, because="as the actions")
+        values = actions.detach().to("cpu", torch.float64).numpy()
+        returns = np.zeros((batch_size, num_candidates))
+        with self._unchanged():
+            for b, row in enumerate(state.row.tolist()):
+                for j in range(num_candidates):
+                    returns[b, j] = self._play(self._restored(state.saved[row].saved), values[:, b, j])
+        return torch.from_numpy(returns).to(actions.device)
+
+    def _play(self, env: Any, actions: Any) -> float:
+        """Return what one candidate [H, A] earns in `env`, which is changed."""
+        total, weight = 0.0, 1.0
+        for action in actions:
+            try:
+                # A copy, since an environment may work on its argument in place.
+                _, reward, terminated, truncated, _ = env.step(self._to_action(action.copy()))
+            except self.errors:
+                return math.nan
+            total += weight * float(reward)
+            weight *= self.discount
+            if not math.isfinite(total):
+                return math.nan
+            if terminated or truncated:
+                break
+        return total
+
+    def _save(self, env: Any) -> SavedEnv:
+        """Return all that `_restored` needs to bring `env` back."""
+        if self._get_state is None:
+            return SavedEnv(copy.deepcopy(env))
+        return SavedEnv(self._get_state(env), tuple(_plain(layer) for layer in _wrappers(env)))
+
+    def _restored(self, saved: SavedEnv) -> Any:
+        """Return an environment in a saved state, which stays as it is."""
+        if self._set_state is None:
+            return copy.deepcopy(saved.state)
+        self._set_state(self.env, saved.state)
+        for layer, attributes in zip(_wrappers(self.env), saved.wrappers, strict=True):
+            vars(layer).update(attributes)
+        return self.env
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Give the environment back the state it has now, also after an exception."""
+        if self._set_state is None:  # only copies are played
+            yield
+            return
+        before = self._save(self.env)
+        try:
+            yield
+        finally:
+            self._restored(before)
+
+
+def _wrappers(env: Any) -> Iterator[Any]:
+    """Yield Gymnasium's wrappers around an environment, from outside in."""
+    innermost = getattr(env, "unwrapped", env)
+    while env is not innermost:
+        yield env
+        env = env.env
+
+
+def _plain(layer: Any) -> dict[str, Any]:
+    """Return a wrapper's attributes that are plain values: counters and flags."""
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(layer).items() if isinstance(value, plain)}
+
+
+def _for_space(space: Any) -> Callable[[Any], Any]:
+    """Return the function that makes of a float array [A] what an environment with this action space takes."""
+    if hasattr(space, "n"):
+        start = int(getattr(space, "start", 0))
+        return lambda action: start + int(np.argmax(action))
+    if space is not None and space.shape is not None:
+        return lambda action: action.reshape(space.shape).astype(space.dtype)
+    return lambda action: action

@@ -26,14 +26,14 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from planet_lib.planning.simulators import MuJoCoDynamics
-from true_simulator_episodes import PLANNERS, Entry, change, describe, elites_for, fit, has_elites, play, settings_of
+from true_simulator_episodes import PLANNERS, Entry, change, describe, elites_for, fit, has_elites, play
 from true_simulator_report import PAPER, append, draw, key, read, tables
 
 from planet_lib.envs import make_env
+from planet_lib.planning.simulators import MuJoCoDynamics
 
 CHEAP, DEAR = tuple(PAPER)[:4], tuple(PAPER)[4:]  # in simulated steps
 
@@ -49,7 +49,16 @@ class Block(NamedTuple):
 
 SWEEPS = {
     "paper": (Block(CHEAP, ["cem"], [10_000], range(3)), Block(DEAR, ["cem"], [2_000], range(3))),
-    "budget": (Block(tuple(PAPER), tuple(PLANNERS), [100, 200, 500, 1000, 2000], range(3)),),
+    "budget": (
+        Block(tuple(PAPER), tuple(PLANNERS), [100, 200, 500, 1000, 2000], range(3)),
+        Block(CHEAP, ["cem"], [4000], range(3)),
+    ),
+}
+# What sweeps change of the planners' defaults: found in parts of episodes with seeds 0 and 1, at 200 and 500 rollouts
+# per decision. A wide first search mattered most.
+SETTINGS = {
+    "icem": ["initial_std=1.0"],
+    "mppi": ["noise_std=1.0", "temperature=0.2", "noise_beta=2.0", "adapt_std=true"],
 }
 
 
@@ -105,7 +114,7 @@ def versions() -> dict[str, str]:
 
 def run(entries: Sequence[Entry], out: Path, *, threads: int, max_minutes: float) -> None:
     """Play every entry that `out` lacks, in this order, and append a row for each."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # the planner's own work is small; the threads are the simulator's
     there = read(out) if out.exists() else {}
     waiting = [entry for entry in entries if key(entry.cells()) not in there]
     print(f"{len(waiting)} episodes to play, {len(entries) - len(waiting)} are in {out} already", flush=True)
@@ -139,7 +148,8 @@ def plan_sweep(args: argparse.Namespace) -> list[Entry]:
             task, planner, rollouts, seed = values
             wanted = task in args.task and planner in args.planner and (args.seed is None or seed in args.seed)
             if wanted and rollouts <= args.max_rollouts:
-                blank = Entry(task, planner, 1, 1, None, 12, settings_of(planner), 1000, seed)
+                settings = change(planner, SETTINGS.get(planner, ()))
+                blank = Entry(task, planner, 1, 1, None, 12, settings, 1000, seed)
                 entries.append(fit(blank, rollouts))
     return sorted(entries, key=lambda entry: (entry.seed if args.by_seed else 0, entry.physics_steps, entry.seed))
 
@@ -179,10 +189,14 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     many = commands.add_parser("sweep", help="the episodes of a named list, cheapest first")
     for command in (one, many):
         command.add_argument("--out", type=Path, default=Path("true-simulator.csv"), help="(%(default)s)")
-        command.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="(%(default)s)")
+        command.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="of MuJoCo (%(default)s)")
         command.add_argument("--max-minutes", type=float, default=math.inf, help="begin nothing that would end later")
-    one.add_argument("--task", nargs="+", choices=tuple(PAPER), required=True)
-    one.add_argument("--planner", nargs="+", choices=tuple(PLANNERS), default=["cem"], help="(cem)")
+    some: dict[str, Any] = {"nargs": "+", "choices": tuple(PAPER), "metavar": "TASK"}
+    one.add_argument("--task", required=True, help=f"of {', '.join(PAPER)}", **some)
+    many.add_argument("--task", default=tuple(PAPER), help="these only", **some)
+    some |= {"choices": tuple(PLANNERS), "metavar": "PLANNER"}
+    one.add_argument("--planner", default=["cem"], help=f"of {', '.join(PLANNERS)} (cem)", **some)
+    many.add_argument("--planner", default=tuple(PLANNERS), help="these only", **some)
     one.add_argument("--candidates", type=positive, help="per iteration (1000)")
     one.add_argument("--iterations", type=positive, help="(10)")
     one.add_argument("--elites", type=positive, help="(a tenth of the candidates)")
@@ -193,8 +207,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     one.add_argument("--seed", type=int, default=0, help="of the first episode (%(default)s)")
     one.add_argument("--episodes", type=positive, default=1, help="with seeds counted up from there (%(default)s)")
     many.add_argument("name", choices=tuple(SWEEPS))
-    many.add_argument("--task", nargs="+", choices=tuple(PAPER), default=tuple(PAPER), help="these only")
-    many.add_argument("--planner", nargs="+", choices=tuple(PLANNERS), default=tuple(PLANNERS), help="these only")
     many.add_argument("--seed", nargs="+", type=int, help="these only")
     many.add_argument("--max-rollouts", type=positive, default=10_000, help="per decision (%(default)s)")
     many.add_argument("--by-seed", action="store_true", help="everything with the first seed first")

@@ -23,8 +23,10 @@ PLANNERS: dict[str, tuple[Any, bool]] = {
     "mppi": (MPPIPlanner, True),
     "shooting": (RandomShootingPlanner, False),
 }
-ITERATIONS = {"cem": 10, "cem-warm": 10, "icem": 3, "mppi": 10, "shooting": 10}
-BRIEF = 500, 5  # up to so many rollouts per decision, so many iterations at most: else the candidates get too few
+# Iterations within a budget: up to BRIEF rollouts per decision, and above. The paper's, but fewer where the candidates
+# would become too few. Those of iCEM and MPPI come from short trials.
+ITERATIONS = {"cem": (5, 10), "cem-warm": (5, 10), "icem": (3, 5), "mppi": (3, 5), "shooting": (5, 10)}
+BRIEF = 200
 MIN_ELITES = 2
 SIZES = ("num_candidates", "num_iterations", "num_elites", "horizon")
 
@@ -127,7 +129,7 @@ def elites_for(planner: str, candidates: int) -> int | None:
 
 def fit(entry: Entry, rollouts: int) -> Entry:
     """Return the entry with its planner's iterations and the most candidates that keep within `rollouts`."""
-    iterations = min(ITERATIONS[entry.planner], BRIEF[1]) if rollouts <= BRIEF[0] else ITERATIONS[entry.planner]
+    iterations = ITERATIONS[entry.planner][rollouts > BRIEF]
 
     def sized(candidates: int) -> Entry:
         elites = elites_for(entry.planner, candidates)

@@ -1,6 +1,7 @@
 """What `true_simulator.py` writes and shows: the rows of results, the tables and the picture made from them.
 
-It knows no planner and no simulator, and reads everything from the CSV. Whole episodes alone are reported.
+It knows no planner and no simulator, and reads everything from the CSV. Only whole episodes with the paper's horizon
+are reported.
 
 Source of the paper's scores and sizes: Hafner et al. 2019 (arXiv:1811.04551), table 1, "CEM + true simulator", and
 appendix A: horizon 12, 1000 candidates, 10 iterations, 100 elites, and the action repeats of the tasks.
@@ -100,21 +101,20 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def rungs_of(rows: Iterable[Row]) -> list[Rung]:
-    """Group whole episodes by all but the seed; in each task those that simulate least come first."""
+    """Group whole episodes with horizon 12 by all but the seed; in each task those that simulate least come first."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row["env_steps"] == "1000":
+        if row["env_steps"] == "1000" and row["horizon"] == "12":
             groups.setdefault(key(row)[:-1], []).append(row)
     rungs = []
     for group in groups.values():
         first = group[0]
         elites = f", {first['elites']} elites" if first["elites"] else ""
-        horizon = "" if first["horizon"] == "12" else f", horizon {first['horizon']}"
         rungs.append(
             Rung(
                 task=first["task"],
                 planner=first["planner"],
-                size=f"{first['candidates']} x {first['iterations']}{elites}{horizon}",
+                size=f"{first['candidates']} x {first['iterations']}{elites}",
                 settings=first["settings"],
                 physics_steps=statistics.fmean(float(row["physics_steps"]) for row in group),
                 minutes=statistics.fmean(float(row["seconds"]) for row in group) / 60,
@@ -209,7 +209,7 @@ def tables(rows: Sequence[Row], *, share: float) -> str:
     """Return both tables and what they were made with, or raise where there is no whole episode."""
     rungs = rungs_of(rows)
     if not rungs:
-        raise ValueError("the results must hold at least one episode of 1000 environment steps, got none")
+        raise ValueError("the results must hold an episode of 1000 environment steps planned with horizon 12, got none")
     goal = "the mean return" if share == 1 else f"{share:.0%} of the mean return"
     return (
         f"Plain CEM on the true simulator, mean (least to most) over the seeds:\n\n{paper_table(rungs)}\n\n"
@@ -227,7 +227,7 @@ def draw(rows: Iterable[Row], path: Path) -> None:
 
     rungs = rungs_of(rows)
     if not rungs:
-        raise ValueError("the results must hold at least one episode of 1000 environment steps, got none")
+        raise ValueError("the results must hold an episode of 1000 environment steps planned with horizon 12, got none")
     tasks = [task for task in PAPER if any(rung.task == task for rung in rungs)]
     columns = min(3, len(tasks))
     height = -(-len(tasks) // columns)
@@ -239,17 +239,9 @@ def draw(rows: Iterable[Row], path: Path) -> None:
     for panel in panels[len(tasks) :]:
         panel.set_visible(False)
     for panel, task in zip(panels, tasks, strict=False):
-        for label, line in lines.items():
-            here = [rung for rung in line if rung.task == task]
-            if here:
-                steps, means = [rung.physics_steps for rung in here], [rung.mean for rung in here]
-                least, most = ([end(rung.returns.values()) for rung in here] for end in (min, max))
-                panel.plot(steps, means, markersize=4, label=label, **styles[label])
-                panel.fill_between(steps, least, most, color=styles[label]["color"], alpha=0.15, linewidth=0)
-        paper = PAPER[task]
-        panel.axhline(paper.score, color="black", linestyle="--", linewidth=1, label="the paper's CEM")
-        panel.set(title=task, xscale="log", ylim=(0, None))
-        panel.grid(alpha=0.3)
+        draw_panel(
+            panel, {label: [rung for rung in line if rung.task == task] for label, line in lines.items()}, styles
+        )
     figure.supxlabel("simulated physics steps per episode")
     figure.supylabel("return")
     handles = {
@@ -258,6 +250,26 @@ def draw(rows: Iterable[Row], path: Path) -> None:
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def draw_panel(panel: Any, lines: dict[str, list[Rung]], styles: dict[str, dict[str, str]]) -> None:
+    """Draw one task: means, the range over the seeds, and the paper's score."""
+    from matplotlib.ticker import NullFormatter  # noqa: PLC0415 -- as above
+
+    for label, line in lines.items():
+        if line:
+            steps, means = [rung.physics_steps for rung in line], [rung.mean for rung in line]
+            least, most = ([end(rung.returns.values()) for rung in line] for end in (min, max))
+            panel.plot(steps, means, markersize=4, label=label, **styles[label])
+            panel.fill_between(steps, least, most, color=styles[label]["color"], alpha=0.15, linewidth=0)
+    rungs = [rung for line in lines.values() for rung in line]
+    paper, steps = PAPER[rungs[0].task], [rung.physics_steps for rung in rungs]
+    highest = max(paper.score, *(value for rung in rungs for value in rung.returns.values()))
+    panel.axhline(paper.score, color="black", linestyle="--", linewidth=1, label="the paper's CEM")
+    panel.set(title=rungs[0].task, xscale="log", ylim=(0, 1.08 * highest))
+    panel.set_xlim(min(steps) / 2, max(steps) * 2)
+    panel.xaxis.set_minor_formatter(NullFormatter())  # labels between the powers of ten would overlap
+    panel.grid(alpha=0.3)
 
 
 def style_of(lines: dict[str, list[Rung]]) -> dict[str, dict[str, str]]:

@@ -214,14 +214,16 @@ class Planner(ABC):
         elif initial_mean is not None:
             check_shape("initial_mean", initial_mean, "H B A", because=because, **sizes)
             mean = space.settle(initial_mean.to(like))
-        std = (self.initial_std * space.scale).expand(shape)
+        # Copies, so that every iteration gets memory of the same kind: one graph serves them all when compiled.
+        mean, std = mean.contiguous(), (self.initial_std * space.scale).expand(shape).contiguous()
         return Plan(
-            action=mean[0],
+            action=mean[0].clone(),
             mean=mean,
             std=std,
             value=like.new_full((sizes["B"],), torch.nan),
             valid=torch.zeros(sizes["B"], dtype=torch.bool, device=like.device),
             elites=elites,
+            spread=std,
         )
 
     def _iterate(

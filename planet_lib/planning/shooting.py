@@ -1,7 +1,7 @@
 """Planning by random shooting: the best of many sequences drawn at random. The baseline that others have to beat.
 
 Source: Nagabandi et al. 2018 (arXiv:1708.02596), section IV.C. Differences from the source: batched over environments;
-bounds per dimension; the middle of the box is a candidate too, or where the search starts.
+bounds per dimension; where the search starts is a candidate too.
 """
 
 import torch
@@ -17,10 +17,10 @@ from planet_lib.types import Plan
 class RandomShootingPlanner(Planner):
     """Plan by trying I * J sequences of uniformly random actions and keeping the best.
 
-    The plan's mean is the best sequence, its std 0, and its value the return of that sequence. The first iteration also
-    tries the middle of the box, or the `initial_mean`, or the `previous` plan moved on by one step. In a dimension that
-    lacks a bound candidates are normal with standard deviation 1. See `Planner` for the call and what holds for every
-    planner.
+    The plan's mean is the best sequence, its std 0, and its value the highest return. Each iteration also tries where
+    it starts from: at first the middle of the box, or the `initial_mean`, or the `previous` plan moved on by one step,
+    and then the best so far. In a dimension that lacks a bound candidates are normal with standard deviation 1. See
+    `Planner` for the call and what holds for every planner.
 
     Shapes: H horizon, I iterations, B environments, J candidates, A action.
 
@@ -61,11 +61,10 @@ class RandomShootingPlanner(Planner):
         num_particles: int = 1,
     ) -> None:
         check_count(num_candidates=num_candidates, num_iterations=num_iterations)
-        rounds = [Round(num_candidates, known=1)] + [Round(num_candidates)] * (num_iterations - 1)
         super().__init__(
             dynamics,
             make_box(low, high, action_dim),
-            rounds,
+            [Round(num_candidates, known=1)] * num_iterations,
             horizon=horizon,
             num_candidates=num_candidates,
             num_particles=num_particles,
@@ -73,9 +72,7 @@ class RandomShootingPlanner(Planner):
         )
 
     def _candidates(self, plan: Plan, space: Box, noise: Tensor, last: bool) -> Tensor:
-        candidates = space.uniform(noise)
-        starts = plan.spread is None  # before the first iteration there is none
-        return torch.cat([candidates, plan.mean.unsqueeze(2)], dim=2) if starts else candidates
+        return torch.cat([space.uniform(noise), plan.mean.unsqueeze(2)], dim=2)
 
     def _refit(self, plan: Plan, space: Box, candidates: Tensor, returns: Tensor) -> Plan:
         best, scores = top(candidates, returns, 1)

@@ -69,9 +69,14 @@ class Preset:
     grad_clip: float = _setting("grad_clip", "largest global norm of the gradient")
     precision: str = _setting("precision", "of the updates: float32, or bfloat16 where torch's autocast allows it")
 
+    planner: str = _setting("planner", "how actions are searched for: cem, icem, mppi or shooting")
+    warm_start: int = _setting("warm_start", "whether a plan starts from the one before: 0 (it starts anew) or 1")
     horizon: int = _setting("horizon", "decisions looked ahead (H)")
     num_candidates: int = _setting("num_candidates", "action sequences tried per iteration (J)")
-    num_elites: int = _setting("num_elites", "best sequences that the next iteration starts from (K)")
+    num_elites: int = _setting("num_elites", "best sequences that the next iteration starts from (K); cem, icem")
+    deviation: str = _setting("deviation", "of the elites: std or mad, the mean absolute one; cem, icem")
+    start: str = _setting("start", "of the sequences: shared, one sample of the state, or sampled, one for each")
+    discount: float = _setting("discount", "of predicted rewards per decision; 1 is their sum")
     num_iterations: int = _setting("num_iterations", "iterations of the planner (I)")
     exploration_std: float = _setting("exploration_std", "deviation of the noise added to actions while training")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from planet_lib._shapes import check_choice
 from planet_lib.models import (
     ContinueHead,
     ConvEncoder,
@@ -30,7 +31,14 @@ from planet_lib.models import (
     WorldModel,
     init_glorot_,
 )
-from planet_lib.planning import CEMPlanner, LatentDynamics, PlanningAgent
+from planet_lib.planning import (
+    CEMPlanner,
+    ICEMPlanner,
+    LatentDynamics,
+    MPPIPlanner,
+    PlanningAgent,
+    RandomShootingPlanner,
+)
 from planet_lib.training._preset import Preset
 from planet_lib.training._preset_values import CAMERA_READY, CPU, PAPER, V1
 from planet_lib.training.update import Objective
@@ -214,7 +222,10 @@ def build_agent(preset: Preset, model: WorldModel) -> PlanningAgent:
         model: the world model, which is not copied.
 
     Returns:
-        The agent, over a `CEMPlanner` over `LatentDynamics`.
+        The agent, over the preset's planner over `LatentDynamics`.
+
+    Raises:
+        ValueError: a setting of the planner out of its range.
 
     Example:
         >>> preset = PRESETS["paper"]
@@ -222,17 +233,25 @@ def build_agent(preset: Preset, model: WorldModel) -> PlanningAgent:
         >>> agent.planner.action_dim, agent.exploration_std
         (6, 0.3)
     """
-    planner = CEMPlanner(
-        LatentDynamics(model),
-        -1.0,
-        1.0,
-        action_dim=model.cell.action_dim,
-        horizon=preset.horizon,
-        num_candidates=preset.num_candidates,
-        num_elites=preset.num_elites,
-        num_iterations=preset.num_iterations,
-    )
-    return PlanningAgent(model, planner, exploration_std=preset.exploration_std)
+    check_choice("planner", preset.planner, _PLANNERS)
+    kind = _PLANNERS[preset.planner]
+    sizes: dict[str, Any] = {name: getattr(preset, name) for name in ("horizon", "num_candidates", "num_iterations")}
+    if preset.planner in ("cem", "icem"):
+        sizes |= {"num_elites": preset.num_elites, "deviation": preset.deviation}
+    from_here: dict[str, Any] = {"start": preset.start, "discount": preset.discount}
+    dynamics = LatentDynamics(model, **from_here)
+    planner = kind(dynamics, -1.0, 1.0, action_dim=model.cell.action_dim, **sizes)
+    if preset.warm_start not in (0, 1):
+        raise ValueError(f"warm_start must be 0 or 1, got {preset.warm_start}")
+    return PlanningAgent(model, planner, exploration_std=preset.exploration_std, warm_start=bool(preset.warm_start))
+
+
+_PLANNERS: dict[str, Any] = {
+    "cem": CEMPlanner,
+    "icem": ICEMPlanner,
+    "mppi": MPPIPlanner,
+    "shooting": RandomShootingPlanner,
+}
 
 
 def _table(name: str) -> Mapping[str, tuple[Any, str]]:

@@ -361,3 +361,38 @@ def test_a_state_or_noise_of_another_batch_is_named_and_not_stretched(rssm):
         agent(obs, begin, state, explore=True, noise=AgentNoise(exploration=normal(2)))
     with pytest.raises(TypeError, match=r"obs must be a uint8 or float tensor, got ndarray"):
         agent(obs.numpy(), begin, state, explore=True)
+
+
+def test_a_warm_start_hands_the_plan_before_to_the_planner_and_which_rows_are_first(rssm):
+    agent, noise = make_agent(rssm, warm_start=True), make_noise(rssm)
+    obs = normal(B, 5)
+    _, state, plan = agent(obs, first(1, 1, 1), None, explore=False, noise=noise)
+    assert state.plan is plan
+    is_first, again = first(0, 1, 0), make_noise(rssm, seed=50)
+    _, after, second = agent(obs, is_first, state, explore=False, noise=again)
+    expected = agent.planner(
+        after.latent, previous=plan, is_first=is_first, noise=again.candidates, dynamics_noise=again.dynamics
+    )
+    torch.testing.assert_close(second.mean, expected.mean)
+    cold = agent.planner(after.latent, noise=again.candidates, dynamics_noise=again.dynamics)
+    assert torch.equal(second.mean[:, 1], cold.mean[:, 1])
+    assert not torch.allclose(second.mean[:, 0], cold.mean[:, 0])
+
+
+def test_without_warm_start_no_plan_is_carried(rssm):
+    _, state, _ = make_agent(rssm)(normal(B, 5), first(1, 1, 1), None, explore=False)
+    assert state.plan is None
+
+
+def test_choices_are_explored_with_the_given_probability(rssm):
+    class Second:
+        def rollout(self, state, actions, noise=None):
+            return actions[..., 1].sum(0)
+
+    planner = pl.DiscreteCEMPlanner(Second(), 2, horizon=H, num_candidates=J, num_elites=4, num_iterations=ITERATIONS)
+    agent, rows = PlanningAgent(rssm, planner, exploration_std=0.4), 4000
+    action, state, plan = agent(normal(rows, 5), torch.ones(rows, dtype=torch.bool), None, explore=True)
+    assert torch.equal(plan.action, torch.tensor([[0.0, 1.0]]).double().expand(rows, 2))
+    assert set(map(tuple, action.tolist())) == {(0.0, 1.0), (1.0, 0.0)}
+    assert abs(float(action[:, 0].mean()) - 0.2) < 0.03  # half of the choices at random are the planned one
+    assert torch.equal(state.action, action)

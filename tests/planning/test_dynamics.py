@@ -215,3 +215,109 @@ def test_planning_prefers_the_reward_before_the_end_to_the_larger_one_after_it()
     plan = planner(Script(torch.zeros(1, 2)), generator=torch.Generator().manual_seed(0))
     assert (plan.mean[:, 0, 0] > 0.9).all()
     assert (plan.mean[:2, 0, 1] > 2.0).all(), "going on pays where there is a reward to come"
+
+
+# Where candidates start, what counts, and noise
+
+
+def any_state(model, rows=2):
+    like = model.cell.initial(rows)
+    return type(like)(*(torch.randn_like(leaf).abs() for leaf in like))
+
+
+def test_a_sampled_start_is_another_sample_of_the_same_distribution_for_each_candidate(rssm):
+    state, actions = any_state(rssm), torch.rand(3, 2, 4, 2, dtype=torch.float64)
+    noise = torch.randn(4, 2, 4, 4, dtype=torch.float64)
+    got = pl.LatentDynamics(rssm, start="sampled").rollout(state, actions, noise)
+    for row, candidate in ((0, 0), (1, 3)):
+        one = type(state)(*(leaf[row : row + 1] for leaf in state))
+        moved = one._replace(stoch=one.mean + one.std * noise[0, row, candidate])
+        alone = pl.LatentDynamics(rssm).rollout(
+            moved, actions[:, row, candidate][:, None, None], noise[1:, row, candidate][:, None, None]
+        )
+        torch.testing.assert_close(got[row, candidate], alone[0, 0])
+
+
+def test_the_samples_of_a_start_have_the_mean_and_deviation_of_the_state(rssm):
+    state, seen = any_state(rssm, 1), []
+
+    def keep(state, action):
+        seen.append(state)
+        return action[:, 0]
+
+    cell, first = rssm.cell, []
+    redraw = cell.redraw
+    cell.redraw = lambda state, noise=None: first.append(redraw(state, noise)) or first[-1]
+    pl.LatentDynamics(rssm, start="sampled", objective=keep).rollout(state, torch.zeros(1, 1, 20_000, 2).double())
+    samples = first[0].stoch
+    torch.testing.assert_close(samples.mean(0), state.mean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.std(0), state.std[0], atol=0.05, rtol=0)
+    assert len(seen) == 1
+
+
+def test_discount_weighs_each_later_reward_less():
+    rewards = [(1.0, 0.5), (10.0, 0.5), (100.0, 0.5)]
+    plain = scripted(None)
+    assert play(plain, rewards) == [111.0]
+    plain.discount = 0.5
+    assert play(plain, rewards) == [1 + 5 + 25]
+
+
+def test_discount_and_continue_head_multiply():
+    class Even(nn.Module):
+        def forward(self, features):
+            return torch.zeros_like(features[..., 0])
+
+    dynamics = scripted(Even())
+    dynamics.discount = 0.5
+    assert play(dynamics, [(1.0, 0.5), (10.0, 0.5), (100.0, 0.5)]) == [1 + 10 / 4 + 100 / 16]
+
+
+def test_an_objective_replaces_the_reward_head_and_sees_each_state_with_the_action_that_led_to_it(rssm):
+    state, actions, seen = any_state(rssm), torch.rand(3, 2, 4, 2, dtype=torch.float64), []
+
+    def objective(state, action):
+        seen.append((state, action))
+        return state.deter[:, 0] - action.square().sum(-1)
+
+    noise = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    rssm.reward_head = nn.Identity()  # would return another shape
+    got = pl.LatentDynamics(rssm, objective=objective).rollout(state, actions, noise)
+    one, expected = type(state)(*(leaf[1:] for leaf in state)), 0.0
+    for t in range(3):
+        one = rssm.cell.prior(one, actions[t, 1, 2:3], noise[t, 1, 2:3])
+        expected = expected + one.deter[0, 0] - actions[t, 1, 2].square().sum()
+    torch.testing.assert_close(got[1, 2], expected)
+    assert [tuple(action.shape) for _, action in seen] == [(8, 2)] * 3
+
+
+@pytest.mark.parametrize("start", ["shared", "sampled"])
+def test_the_noise_that_is_drawn_is_what_a_rollout_draws(model, start):
+    dynamics, actions = pl.LatentDynamics(model, start=start), torch.zeros(3, 2, 4, 2, dtype=torch.float64)
+    noise = dynamics.draw_noise(actions, torch.Generator().manual_seed(0))
+    state = any_state(model)
+    if model.cell.noise_dim == 0:
+        assert noise is None
+    else:
+        assert noise.shape == (3 + (start == "sampled"), 2, 4, model.cell.noise_dim)
+        assert abs(float(noise.std()) - 1) < 0.2
+    torch.manual_seed(0)
+    torch.testing.assert_close(dynamics.rollout(state, actions), dynamics.rollout(state, actions, noise))
+
+
+def test_wrong_settings_are_named(rssm):
+    with pytest.raises(ValueError, match="start must be one of shared, sampled, got 'mean'"):
+        pl.LatentDynamics(rssm, start="mean")
+    with pytest.raises(ValueError, match=r"discount must be greater than 0 and at most 1, got 1.5"):
+        pl.LatentDynamics(rssm, discount=1.5)
+    with pytest.raises(ValueError, match=r"what objective returns must be \[N\] with N=4"):
+        pl.LatentDynamics(rssm, objective=lambda state, action: action).rollout(
+            any_state(rssm), torch.zeros(1, 2, 2, 2).double()
+        )
+
+    class Bare(nn.Module):
+        action_dim = feature_dim = noise_dim = 1
+
+    rssm.cell = Bare()
+    with pytest.raises(TypeError, match=r"start 'sampled' needs a cell with redraw\(state, noise\), got Bare"):
+        pl.LatentDynamics(rssm, start="sampled")

@@ -108,6 +108,8 @@ def test_camera_ready_differs_from_the_paper_in_reward_head_and_scale_gru_and_in
         "reward_scale": 10.0,
         "gru": "reset_before",
         "init": "glorot",
+        "deviation": "std",  # the paper's text has the mean absolute deviation
+        "start": "shared",
     }
 
 
@@ -122,6 +124,7 @@ def test_v1_differs_from_the_last_commit_in_its_overshooting_global_prior_head_w
         "overshooting_distance": 49,
         "overshooting_reward_scale": 200.0,
         "warmup_updates": 200,
+        "discount": 0.99,
     }
 
 
@@ -147,6 +150,8 @@ def test_the_numbers_of_cpu_are_those_of_the_results_that_are_published_with_it(
         "num_candidates": 100,
         "num_elites": 10,
         "num_iterations": 5,
+        "deviation": "std",
+        "start": "shared",
     }
 
 
@@ -274,6 +279,33 @@ def test_an_agent_plans_with_the_presets_budget():
     agent = build_agent(preset, build_model(preset, "rssm", (5,), 2))
     _, _, plan = agent(torch.zeros(4, 5), torch.ones(4, dtype=torch.bool), None, explore=False)
     assert plan.mean.shape == (3, 4, 2)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cem", "CEMPlanner"), ("icem", "ICEMPlanner"), ("mppi", "MPPIPlanner")])
+def test_an_agent_plans_by_the_presets_planner(name, kind):
+    sizes = {"horizon": 3, "num_candidates": 7, "num_elites": 2, "num_iterations": 2}
+    preset = dataclasses.replace(PRESETS["cpu"], planner=name, warm_start=1, start="sampled", discount=0.9, **sizes)
+    agent = build_agent(preset, build_model(preset, "rssm", (5,), 2))
+    assert (type(agent.planner).__name__, agent.warm_start) == (kind, True)
+    assert (agent.planner.dynamics.start, agent.planner.dynamics.discount) == ("sampled", 0.9)
+    _, state, plan = agent(torch.zeros(4, 5), torch.ones(4, dtype=torch.bool), None, explore=False)
+    assert state.plan is plan
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"planner": "cma"}, "planner must be one of cem, icem, mppi, shooting, got 'cma'"),
+        ({"warm_start": 2}, "warm_start must be 0 or 1, got 2"),
+        ({"deviation": "var"}, "deviation must be one of std, mad, got 'var'"),
+        ({"start": "mean"}, "start must be one of shared, sampled, got 'mean'"),
+        ({"discount": 0.0}, "discount must be greater than 0 and at most 1, got 0.0"),
+    ],
+)
+def test_a_wrong_setting_of_the_planner_is_named(setting, message):
+    preset = dataclasses.replace(PRESETS["cpu"], **setting)
+    with pytest.raises(ValueError, match=message):
+        build_agent(preset, build_model(preset, "rssm", (5,), 2))
 
 
 def test_unknown_cells_and_networks_are_named():

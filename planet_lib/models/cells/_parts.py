@@ -122,7 +122,8 @@ class GaussianHead(Hidden):
     def distribution(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and std, given the last hidden layer."""
         mean, raw_std = self.out(hidden).to(self.out.weight.dtype).chunk(2, -1)
-        spread = F.softplus(raw_std)
+        # Half of each row: as it lies, softplus would take it number by number, ten times slower on a CPU.
+        spread = F.softplus(raw_std.contiguous())
         return mean, spread + self.min_std if self.min_std_mode == "add" else spread.clamp(min=self.min_std)
 
     @torch.no_grad()

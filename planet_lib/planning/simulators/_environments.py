@@ -37,7 +37,9 @@ class ActionBox:
         self._middle, self._half = (low + high) / 2, (high - low) / 2
 
     def __call__(self, actions: Array) -> Array:
-        """Return controls [..., A] for actions [..., A], or raise where these are not in [-1, 1]."""
+        """Return controls [..., A] for actions [..., A], or raise where these do not fit or are not in [-1, 1]."""
+        if actions.shape[-1] != self._low.size:
+            raise ValueError(f"actions must end in A={self._low.size} (the environment's), got {list(actions.shape)}")
         # nan is let through, since the candidate that has it is found out later.
         largest = float(np.fmax.reduce(np.abs(actions), axis=None, initial=0.0))
         if largest > 1 + _TOLERANCE:

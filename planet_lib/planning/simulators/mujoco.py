@@ -45,8 +45,8 @@ class MuJoCoDynamics:
 
     A candidate that diverges, or would with the next physics step, whose actions are not finite, or whose reward is
     not, has the return NaN; its neighbours do not notice. In `env.step` a divergence raises dm_control's
-    `PhysicsError`, where Gymnasium's environments go on from MuJoCo's reset. MuJoCo itself writes a line to standard
-    output and to the file MUJOCO_LOG.TXT for each candidate that diverges.
+    `PhysicsError`, where Gymnasium's environments go on from MuJoCo's reset. MuJoCo itself reports each candidate that
+    diverges: on standard output and in the file MUJOCO_LOG.TXT, or through Python's logging where dm_control is in use.
 
     Shapes: state, what `state()` returns; actions [H, B, J, A] -> returns [B, J], float64 on the actions' device.
 

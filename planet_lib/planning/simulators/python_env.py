@@ -18,25 +18,22 @@ from torch import Tensor
 from planet_lib._shapes import check_shape
 
 
-class SavedEnv(NamedTuple):
-    """One saved environment: what `get_state` returned, and the plain attributes of the wrappers around it."""
+class SavedEnv:
+    """One saved environment. A planner's state holds it, and looks at nothing in it: tensors there are no rows of B.
 
-    state: Any
-    wrappers: tuple[dict[str, Any], ...] = ()
+    env: the environment that it was saved from, in which candidates are played; None where `state` is a copy of it.
+    state: what `get_state` returned, or the copy. wrappers: the attributes of each wrapper around the environment.
+    """
 
-
-class _Opaque:
-    """Holds a saved state so that nothing looks inside: tensors in it are no rows of the batch."""
-
-    def __init__(self, saved: SavedEnv) -> None:
-        self.saved = saved
+    def __init__(self, env: Any, state: Any, wrappers: tuple[dict[str, Any], ...] = ()) -> None:
+        self.env, self.state, self.wrappers = env, state, wrappers
 
 
 class EnvState(NamedTuple):
     """Saved environments as a planner's state. row: int64 [B], which entry of `saved` each row starts from."""
 
     row: Tensor
-    saved: tuple[_Opaque, ...]
+    saved: tuple[SavedEnv, ...]
 
 
 class EnvDynamics:
@@ -48,10 +45,10 @@ class EnvDynamics:
     A candidate with a reward that is not finite, or that raises one of `errors`, has the return NaN. Whatever happens,
     the environment has afterwards the state that it had before.
 
-    Two ways to save: with `get_state` and `set_state`, candidates are played in `env` itself, set back each time; the
-    wrappers around it (their plain attributes, such as the steps that Gymnasium's `TimeLimit` has counted) are saved
-    and set back too. Without, the state is a `copy.deepcopy` of the whole environment, wrappers and random numbers
-    included, made for each candidate: simple, and several times slower. Two traps:
+    Two ways to save: with `get_state` and `set_state`, candidates are played in the environment itself, set back each
+    time; the attributes of the wrappers around it, such as the steps that Gymnasium's `TimeLimit` has counted, are set
+    back too. Without, the state is a `copy.deepcopy` of the whole environment, wrappers and random numbers included,
+    made for each candidate: simple, and several times slower. Two traps:
 
     - Time. A time limit is part of the saved state: near it, candidates earn nothing past it, all of them alike. An
       environment that counts its own steps must have the count in `get_state`, or rollouts use up the real episode.
@@ -59,7 +56,7 @@ class EnvDynamics:
       environment will have: the planner foresees them. Where they are not, each candidate meets new ones, the
       environment goes on with later ones, and the luckiest candidate wins: give the planner particles.
 
-    Wrappers that record or learn (video, running normalisation) must not be there.
+    Wrappers that record or learn (video, running normalisation) must not be there: what they change in place stays.
 
     Shapes: state, what `state()` returns; actions [H, B, J, A] -> returns [B, J], float64 on the actions' device.
 
@@ -112,11 +109,11 @@ class EnvDynamics:
         self._to_action = to_action or _for_space(getattr(env, "action_space", None))
 
     def state(self, envs: Sequence[Any] | None = None) -> EnvState:
-        """Return where `envs` (None: the environment itself) stand now, one row for each, in their order.
+        """Return where `envs` (None: the one environment) stand now, one row for each, in their order.
 
-        With `get_state`, the states of all are played in the one environment that the dynamics were made with.
+        With `get_state`, each row is played in its own environment of these, which must stay open meanwhile.
         """
-        saved = tuple(_Opaque(self._save(each)) for each in ([self.env] if envs is None else envs))
+        saved = tuple(self._save(each) for each in ([self.env] if envs is None else envs))
         return EnvState(row=torch.arange(len(saved)), saved=saved)
 
     def rollout(self, state: EnvState, actions: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -126,10 +123,11 @@ class EnvDynamics:
         check_shape("state.row", state.row, "B", B=batch_size, because="as the actions")
         values = actions.detach().to("cpu", torch.float64).numpy()
         returns = np.zeros((batch_size, num_candidates))
-        with self._unchanged():
-            for b, row in enumerate(state.row.tolist()):
+        rows = [state.saved[row] for row in state.row.tolist()]
+        with self._unchanged(rows):
+            for b, saved in enumerate(rows):
                 for j in range(num_candidates):
-                    returns[b, j] = self._play(self._restored(state.saved[row].saved), values[:, b, j])
+                    returns[b, j] = self._play(self._restored(saved), values[:, b, j])
         return torch.from_numpy(returns).to(actions.device)
 
     def _play(self, env: Any, actions: Any) -> float:
@@ -152,29 +150,28 @@ class EnvDynamics:
     def _save(self, env: Any) -> SavedEnv:
         """Return all that `_restored` needs to bring `env` back."""
         if self._get_state is None:
-            return SavedEnv(copy.deepcopy(env))
-        return SavedEnv(self._get_state(env), tuple(_plain(layer) for layer in _wrappers(env)))
+            return SavedEnv(None, copy.deepcopy(env))
+        return SavedEnv(env, self._get_state(env), tuple(dict(vars(layer)) for layer in _wrappers(env)))
 
     def _restored(self, saved: SavedEnv) -> Any:
         """Return an environment in a saved state, which stays as it is."""
         if self._set_state is None:
             return copy.deepcopy(saved.state)
-        self._set_state(self.env, saved.state)
-        for layer, attributes in zip(_wrappers(self.env), saved.wrappers, strict=True):
+        for layer, attributes in zip(_wrappers(saved.env), saved.wrappers, strict=True):
             vars(layer).update(attributes)
-        return self.env
+        self._set_state(saved.env, saved.state)
+        return saved.env
 
     @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Give the environment back the state it has now, also after an exception."""
-        if self._set_state is None:  # only copies are played
-            yield
-            return
-        before = self._save(self.env)
+    def _unchanged(self, rows: Sequence[SavedEnv]) -> Iterator[None]:
+        """Give the environments that are played in the state back that they have now, also after an exception."""
+        played = {id(saved.env): saved.env for saved in rows if saved.env is not None}
+        before = [self._save(env) for env in played.values()]
         try:
             yield
         finally:
-            self._restored(before)
+            for saved in before:
+                self._restored(saved)
 
 
 def _wrappers(env: Any) -> Iterator[Any]:
@@ -183,12 +180,6 @@ def _wrappers(env: Any) -> Iterator[Any]:
     while env is not innermost:
         yield env
         env = env.env
-
-
-def _plain(layer: Any) -> dict[str, Any]:
-    """Return a wrapper's attributes that are plain values: counters and flags."""
-    plain = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(layer).items() if isinstance(value, plain)}
 
 
 def _for_space(space: Any) -> Callable[[Any], Any]:

@@ -749,7 +749,9 @@ def test_what_a_cell_makes_of_given_noise_is_its_own_affair():
         noise = torch.randn(*action.shape[:-1], 4) if noise is None else noise
         return SSMCell.prior(self, state, action, noise.clamp(-2.0, 2.0).sum(-1, keepdim=True).expand_as(noise))
 
-    check_cell(ssm(prior=prior, **NO_SCAN), compile=False)
+    check_cell(ssm(prior=prior, redraw=None, **NO_SCAN), compile=False)
+    inherited = "redraw.stoch must be distributed alike as drawn by cell.prior"
+    broken(ssm(prior=prior, **NO_SCAN), inherited)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -867,3 +869,110 @@ def test_a_balanced_divergence_and_rectified_features_pass():
 def test_a_class_in_place_of_a_cell_is_named() -> None:
     with pytest.raises(TypeError, match="cell must be an instance, got the class RSSMCell; call it with its sizes"):
         check_cell(RSSMCell)
+
+
+# Drawing a state again.
+
+
+def redrawing(redraw, base=SSMCell):
+    sizes = {} if base is SSMCell else {"deter_dim": 12}
+    return type("Broken", (base,), {"redraw": redraw})(2, 5, **SIZES, **sizes)
+
+
+def redrawn(change):
+    """An SSM that changes what it drew again: a function of the state given, the result and the noise."""
+
+    def redraw(self, state, noise=None):
+        noise = torch.randn_like(state.mean) if noise is None else noise
+        return change(state, SSMCell.redraw(self, state, noise), noise)
+
+    return redrawing(redraw)
+
+
+def written_over(state, result, noise):
+    state.mean.copy_(result.stoch)
+    return result
+
+
+WRONG_REDRAWS = {
+    "another type": (
+        lambda state, result, noise: tuple(result),
+        "cell.redraw must return a State, as cell.initial does, got tuple",
+    ),
+    "another shape": (
+        lambda state, result, noise: result._replace(stoch=result.stoch[..., :3]),
+        r"cell.redraw's stoch must be \[3, 4\], got \[3, 3\]",
+    ),
+    "its argument written over": (written_over, "argument state.mean must be left as it was by cell.redraw"),
+    "another distribution": (
+        lambda state, result, noise: result._replace(mean=result.stoch),
+        "cell.divergence between a state and the same one redrawn must be 0; draw from the state's own",
+    ),
+    "a mean over the batch": (
+        lambda state, result, noise: result._replace(stoch=result.stoch - noise.mean(0)),
+        "must be the same on leading axes|redraw.stoch of one row must not depend on other rows of the batch",
+    ),
+    "noise of the first row": (
+        lambda state, result, noise: result._replace(stoch=state.mean + state.std * noise[..., :1, :]),
+        "cell.redraw must draw noise of its own for each row where noise is None",
+    ),
+    "the state itself": (
+        lambda state, result, noise: state,
+        "cell.redraw must depend on its noise, got the same state from any; use it",
+    ),
+    "around the sample": (
+        lambda state, result, noise: result._replace(stoch=state.stoch + state.std * noise),
+        "redraw.stoch must be distributed alike as drawn by cell.prior; draw from the distribution that the state",
+    ),
+    "half the deviation": (
+        lambda state, result, noise: result._replace(stoch=state.mean + 0.5 * state.std * noise),
+        "redraw.stoch must be distributed alike as drawn by cell.prior",
+    ),
+    "partly the old sample": (
+        lambda state, result, noise: result._replace(
+            stoch=state.mean + 0.6 * (state.stoch - state.mean) + 0.8 * state.std * noise
+        ),
+        "cell.redraw must draw afresh, got a state correlated with the one it was given",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "match"), WRONG_REDRAWS.values(), ids=WRONG_REDRAWS)
+def test_a_wrong_redraw_is_caught(change, match):
+    broken(redrawn(change), match)
+
+
+def test_a_redraw_that_is_not_replayed_or_draws_although_noise_is_given_is_caught():
+    own = torch.Generator().manual_seed(0)
+
+    def of_its_own(self, state, noise=None):
+        noise = torch.randn(state.mean.shape, generator=own) if noise is None else noise
+        return SSMCell.redraw(self, state, noise)
+
+    broken(redrawing(of_its_own), "redraw.stoch must be replayed by torch.manual_seed where noise is None")
+    broken(redrawing(lambda self, state, noise=None: SSMCell.redraw(self, state)), "redraw.stoch must be the same on")
+    uniform = redrawing(
+        lambda self, state, noise=None: SSMCell.redraw(
+            self, state, torch.rand_like(state.mean) if noise is None else noise
+        )
+    )
+    broken(uniform, "redraw.stoch must be distributed alike for noise=None and for normal noise")
+
+
+def test_a_redraw_that_needs_noise_and_one_for_a_single_leading_axis_are_caught():
+    def needs_noise(self, state, noise):
+        return state._replace(stoch=state.mean + state.std * noise)
+
+    def one_axis(self, state, noise=None):
+        rows, size = state.mean.shape
+        return SSMCell.redraw(self, state, torch.randn(rows, size) if noise is None else noise)
+
+    broken(redrawing(needs_noise), "cell.redraw must run without noise, got TypeError")
+    broken(redrawing(one_axis), r"cell.redraw must run with leading axes \[2, B\], got ValueError: too many values")
+
+
+def test_a_redraw_that_is_random_where_noise_dim_is_zero_is_caught():
+    def redraw(self, state, noise=None):
+        return state._replace(stoch=state.stoch + (torch.randn_like(state.stoch) if noise is None else 0.0))
+
+    broken(redrawing(redraw, RNNCell), "redraw.stoch must not be random, since noise_dim is 0")

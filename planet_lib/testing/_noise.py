@@ -2,7 +2,8 @@
 
 Drawn noise is compared with given noise by what a cell makes of it, on rows whose inputs are all the same: so nothing
 needs to be known about how a cell uses it. Steps are tried on two leading axes; `observe` on rows that all start an
-episode, where the rows of time are independent too, and in mid-episode, where each row is compared with its like.
+episode, where the rows of time are independent too, and in mid-episode, where each row is compared with its like. A
+state that is drawn again is compared with those that the cell drew in the first place.
 """
 
 from collections.abc import Callable
@@ -90,6 +91,75 @@ def check_drawn_noise_of_observe(probe: Probe) -> None:
     at_starts = partial(draw, lead=_START_LEAD, starts=True)
     _check_drawn(probe, "{} of observe", " of observe", at_starts, _START_LEAD)
     _check_drawn(probe, "{} of observe", " of observe", in_mid_episode, (_MIDDLE_BATCH,))
+
+
+def check_redraw(probe: Probe) -> None:
+    """Where the cell has it, `redraw` draws the state again: from the same distribution, by its noise alone."""
+    redraw = getattr(probe.cell, "redraw", None)
+    if redraw is None:
+        return
+    first, second = (probe.step(probe.rows(probe.batch_size)) for _ in range(2))
+    for state, other in zip(first[:2], second[:2], strict=True):
+        _check_redrawn_rows(probe, redraw, state, other)
+    many = map_leaves(lambda field: field[0].expand(*_STEP_LEAD, *field.shape[1:]), probe.rows(1))
+    for name in ("prior", "posterior"):
+        state = getattr(probe.step(many._replace(**{f"{name}_noise": probe.noise(*_STEP_LEAD)})), name)
+        one = map_leaves(lambda field: field[0, 0].expand_as(field), state)
+
+        def draw(given: bool, one: Any = one) -> dict[str, Any]:
+            with runs("cell.redraw must run without noise"):
+                drawn = redraw(one, probe.noise(*_STEP_LEAD)) if given else redraw(one)
+            probe.check_state("redraw", drawn, _STEP_LEAD)
+            return {"redraw": drawn}
+
+        _check_drawn(probe, "cell.{}", "", draw, _STEP_LEAD)
+        _check_redrawn_alike(probe, name, state, redraw(state, probe.noise(*_STEP_LEAD)))
+
+
+def _check_redrawn_rows(probe: Probe, redraw: Callable[..., Any], state: Any, other: Any) -> None:
+    """Raise unless a redrawn state is like its argument, which it leaves alone, row by row, and as far from it as 0."""
+    lead = (probe.batch_size,)
+    noise, other_noise = probe.noise(*lead), probe.noise(*lead)
+    before = map_leaves(Tensor.clone, state)
+    with runs("cell.redraw must run with a state and noise"):
+        drawn, another = redraw(state, noise), redraw(other, other_noise)
+    probe.check_state("redraw", drawn, lead)
+    must = "must be left as it was by cell.redraw; use nothing that writes in place"
+    expect_equal(state, before, "the argument state", must)
+    apart = torch.stack([probe.divergence(drawn, state, lead), probe.divergence(state, drawn, lead)])
+    must = "between a state and the same one redrawn must be 0; draw from the state's own distribution, and keep that"
+    expect_equal(apart, torch.zeros_like(apart), "cell.divergence", must)
+    both = map_leaves(lambda *fields: torch.stack(fields), state, other)
+    expected = map_leaves(lambda *fields: torch.stack(fields), drawn, another)
+    with runs("cell.redraw must run with leading axes [2, B]"):
+        nested = redraw(both, torch.stack([noise, other_noise]))
+    probe.check_state("redraw", nested, (2, *lead))
+    must = "must be the same on leading axes [J, B] as on [B]; read sizes from the last axes only"
+    expect_equal(nested, expected, "redraw", must)
+    alone = redraw(map_leaves(lambda field: field[:1], state), noise[:1])
+    probe.check_state("redraw", alone, (1,))
+    must = "of one row must not depend on other rows of the batch; take no mean or other statistic over it"
+    expect_equal(alone, map_leaves(lambda field: field[:1], drawn), "redraw", must)
+    if probe.cell.noise_dim and not differ(redraw(state, other_noise), drawn):
+        raise ContractError("cell.redraw must depend on its noise, got the same state from any; use it")
+
+
+def _check_redrawn_alike(probe: Probe, name: str, state: Any, redrawn: Any) -> None:
+    """Raise unless states [J, B, ...] that the cell drew, and the same ones redrawn, differ as any two draws do."""
+    remedy = "draw from the distribution that the state holds"
+    for (leaf, one), (_, two) in zip(leaves(redrawn, "redraw"), leaves(state), strict=True):
+        if not _alike(_flat(one, _STEP_LEAD), _flat(two, _STEP_LEAD), tolerance(one.dtype)):
+            raise ContractError(f"{leaf} must be distributed alike as drawn by cell.{name}; {remedy}")
+    if probe.cell.noise_dim == 0:
+        return
+    columns = [torch.cat([_flat(leaf, _STEP_LEAD) for _, leaf in leaves(value)], 1) for value in (state, redrawn)]
+    varies = columns[0].std(0) > tolerance(probe.dtype) * (1 + columns[0].abs().mean(0))
+    correlation, error = _correlation(*(_standardised(values[:, varies][:, :_COLUMNS]) for values in columns))
+    if bool((correlation.abs() > _STANDARD_ERRORS * error).any()):
+        raise ContractError(
+            "cell.redraw must draw afresh, got a state correlated with the one it was given; use its distribution, not "
+            "its sample"
+        )
 
 
 def differ(one: Any, other: Any) -> bool:

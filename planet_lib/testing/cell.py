@@ -48,6 +48,9 @@ def check_cell(
     - through features and divergence, gradients reach embed and action of earlier rows and every parameter; through
       each of them alone, every number of prior and posterior that it reads, and from there action, state and embed;
     - where it has a `global_prior`, that is a state like its argument, and one distribution for all states;
+    - where it has a `redraw`, that is another draw of its argument: decided by the noise given, row by row, at a
+      divergence of 0, distributed as `prior` or `posterior` drew it in the first place, and correlated with it in
+      nothing;
     - all of it traces under `torch.compile(fullgraph=True)`.
 
     It tries and does not prove: one seed, one size, one set of weights. It cannot know whether the divergence is the
@@ -101,6 +104,7 @@ def check_cell(
             _sequences.check_gradients(probe)
             _reach.check_reach(probe)
             _check_global_prior(probe)
+            _noise.check_redraw(probe)
             if compile:
                 _sequences.check_compile(probe)
 

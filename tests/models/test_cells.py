@@ -391,3 +391,21 @@ def test_the_global_prior_is_the_standard_normal_with_the_states_own_path(kind: 
     if kind != "rnn":
         expected = expected + (state.std.square() - 1) / 2 - state.std.log()
     close(cell.divergence(state, prior), expected.sum(-1))
+
+
+@pytest.mark.parametrize("kind", ["rssm", "ssm"])
+def test_a_state_is_drawn_again_from_its_own_mean_and_deviation(kind: str) -> None:
+    cell = make(kind)
+    state, noise = draw_state(cell, 2, 4), draw(2, 4, S)
+    close(cell.redraw(state, noise), state._replace(stoch=state.mean + state.std * noise))
+    torch.manual_seed(3)
+    drawn = cell.redraw(state)
+    torch.manual_seed(3)
+    close(drawn.stoch, state.mean + state.std * torch.randn_like(state.mean))
+
+
+def test_the_state_of_the_rnn_drawn_again_is_that_state() -> None:
+    cell = make("rnn")
+    state = draw_state(cell, 4)
+    assert cell.redraw(state) is state
+    assert cell.redraw(state, draw(4, S)) is state

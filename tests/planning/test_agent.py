@@ -389,7 +389,7 @@ def test_choices_are_explored_with_the_given_probability(rssm):
         def rollout(self, state, actions, noise=None):
             return actions[..., 1].sum(0)
 
-    planner = pl.DiscreteCEMPlanner(Second(), 2, horizon=H, num_candidates=J, num_elites=4, num_iterations=ITERATIONS)
+    planner = pl.DiscreteCEMPlanner(Second(), 2, horizon=1, num_candidates=64, num_elites=4, num_iterations=2)
     agent, rows = PlanningAgent(rssm, planner, exploration_std=0.4), 4000
     action, state, plan = agent(normal(rows, 5), torch.ones(rows, dtype=torch.bool), None, explore=True)
     assert torch.equal(plan.action, torch.tensor([[0.0, 1.0]]).double().expand(rows, 2))

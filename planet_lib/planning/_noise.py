@@ -23,13 +23,10 @@ def colour(noise: Tensor, beta: float) -> Tensor:
     horizon = noise.shape[0]
     if beta == 0 or horizon == 1:
         return noise
-    # Python's own numbers, so that the filter is a constant wherever this is compiled or captured.
-    power = [max(min(k, horizon - k), 1) ** -beta for k in range(horizon)]
-    scale = math.sqrt(sum(power) / horizon)
-    response = [
-        sum(math.sqrt(p) * math.cos(2 * math.pi * k * lag / horizon) for k, p in enumerate(power)) / horizon / scale
-        for lag in range(horizon)
-    ]
-    rows = [[response[(row - column) % horizon] for column in range(horizon)] for row in range(horizon)]
-    matrix = torch.tensor(rows, dtype=noise.dtype, device=noise.device)
+    # Made on the device: a matrix from the host would have to be waited for.
+    step = torch.arange(horizon, dtype=torch.float64, device=noise.device)
+    root = torch.minimum(step, horizon - step).clamp(min=1) ** (-beta / 2)
+    root = root / root.square().mean().sqrt()
+    response = (root[:, None] * torch.cos(2 * math.pi / horizon * step[:, None] * step)).mean(0)
+    matrix = response[(step[:, None] - step).remainder(horizon).long()].to(noise.dtype)
     return (matrix @ noise.flatten(1)).reshape(noise.shape)

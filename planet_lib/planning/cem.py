@@ -22,7 +22,7 @@ from torch import Tensor
 
 from planet_lib._shapes import check_choice, check_count, check_scales
 from planet_lib.planning._spaces import Bound, Box, Sampling, make_box
-from planet_lib.planning.planner import Planner, Round, top
+from planet_lib.planning.planner import Planner, Round, check_width, top
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
 
@@ -98,6 +98,7 @@ class CEMPlanner(Planner):
         num_particles: int = 1,
     ) -> None:
         check_count(num_candidates=num_candidates, num_iterations=num_iterations)
+        check_width(initial_std=initial_std)
         super().__init__(
             dynamics,
             make_box(low, high, action_dim),

@@ -15,7 +15,7 @@ from planet_lib._shapes import check_count, check_scales
 from planet_lib.planning._noise import colour
 from planet_lib.planning._spaces import Bound, Box, Sampling, make_box
 from planet_lib.planning.cem import Deviation, check_elites, check_fit, fit, mix
-from planet_lib.planning.planner import Planner, Round, top
+from planet_lib.planning.planner import Planner, Round, check_width, top
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
 
@@ -95,14 +95,15 @@ class ICEMPlanner(Planner):
         check_elites(num_elites, num_candidates)
         check_fit(min_std, sampling, deviation, momentum)
         check_scales(noise_beta=noise_beta)
+        check_width(initial_std=initial_std)
         if not 1 <= decay < math.inf:
             raise ValueError(f"decay must be finite and at least 1, got {decay}")
         if not 0 <= keep_fraction <= 1:
             raise ValueError(f"keep_fraction must be between 0 and 1, got {keep_fraction}")
-        self.num_kept = math.ceil(keep_fraction * num_elites)
+        num_kept = math.ceil(keep_fraction * num_elites)
         counts = [max(int(num_candidates / decay**i), 2 * num_elites) for i in range(num_iterations)]
-        rounds = [Round(min(count, num_candidates), self.num_kept) for count in counts]
-        rounds[-1] = rounds[-1]._replace(known=self.num_kept + 1)  # the mean
+        rounds = [Round(min(count, num_candidates), num_kept) for count in counts]
+        rounds[-1] = rounds[-1]._replace(known=num_kept + 1)  # the mean
         super().__init__(
             dynamics,
             make_box(low, high, action_dim),
@@ -111,6 +112,7 @@ class ICEMPlanner(Planner):
             num_candidates=num_candidates,
             num_particles=num_particles,
             initial_std=initial_std,
+            num_kept=num_kept,
         )
         self.num_elites, self.min_std, self.momentum = num_elites, min_std, momentum
         self.sampling, self.deviation, self.noise_beta = sampling, deviation, noise_beta

@@ -18,7 +18,7 @@ from torch import Tensor
 # torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
 from torch.utils._pytree import tree_leaves
 
-from planet_lib._shapes import check_bool, check_count, check_positive, check_shape
+from planet_lib._shapes import check_bool, check_count, check_shape
 from planet_lib.planning._spaces import Space
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
@@ -52,6 +52,7 @@ class Planner(ABC):
         num_iterations: I.
         num_particles: P, how often each candidate is rolled out; its return is the mean of these.
         initial_std: how widely each search starts, in units of half the box.
+        num_kept: how many elites a plan keeps for the next one; 0 where the planner tries none again.
 
     Example:
         >>> from planet_lib.planning import CEMPlanner, ICEMPlanner, MPPIPlanner, RandomShootingPlanner
@@ -69,9 +70,10 @@ class Planner(ABC):
         num_candidates: int,
         num_particles: int,
         initial_std: float,
+        num_kept: int = 0,
     ) -> None:
         check_count(horizon=horizon, num_particles=num_particles)
-        check_positive(initial_std=initial_std)
+        self.num_kept = num_kept
         self.dynamics = dynamics
         self.horizon, self.num_candidates, self.num_iterations = horizon, num_candidates, len(rounds)
         self.num_particles, self.initial_std = num_particles, initial_std
@@ -207,8 +209,8 @@ class Planner(ABC):
             known = previous.valid.to(like.device)
             known = known if is_first is None else known & ~is_first.to(like.device)
             mean = torch.where(known[:, None], _shift(previous.mean.to(like), space), mean)
-            if previous.elites is not None:
-                check_shape("previous.elites", previous.elites, "H B K A", because=because, **sizes)
+            if previous.elites is not None and self.num_kept:
+                check_shape("previous.elites", previous.elites, "H B K A", because=because, K=self.num_kept, **sizes)
                 # NaN marks rows that have none.
                 elites = torch.where(known[:, None, None], _shift(previous.elites.to(like), space), torch.nan)
         elif initial_mean is not None:
@@ -217,7 +219,7 @@ class Planner(ABC):
         # Copies, so that every iteration gets memory of the same kind: one graph serves them all when compiled.
         mean, std = mean.contiguous(), (self.initial_std * space.scale).expand(shape).contiguous()
         return Plan(
-            action=mean[0].clone(),
+            action=space.clip(mean[0]),
             mean=mean,
             std=std,
             value=like.new_full((sizes["B"],), torch.nan),
@@ -267,6 +269,13 @@ class Planner(ABC):
             return None
         noise: Tensor | None = draw(like.new_empty(()).expand(size), generator=generator)
         return noise
+
+
+def check_width(**values: float) -> None:
+    """Raise a `ValueError` for the first keyword whose value is not finite and greater than 0."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be finite and greater than 0, got {value}")
 
 
 def top(candidates: Tensor, returns: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ The checks read only shapes, so they cost no device synchronisation and `torch.c
 """
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -125,7 +126,8 @@ def check_count(**values: int) -> None:
         ValueError: distance must be a whole number of at least 1, got 2.5
     """
     for name, value in values.items():
-        if not value >= 1 or int(value) != value:
+        given: object = value
+        if not value >= 1 or not isinstance(given, Integral):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 

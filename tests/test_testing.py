@@ -909,8 +909,8 @@ WRONG_REDRAWS = {
         "cell.divergence between a state and the same one redrawn must be 0; draw from the state's own",
     ),
     "a mean over the batch": (
-        lambda state, result, noise: result._replace(stoch=result.stoch - noise.mean(0)),
-        "must be the same on leading axes|redraw.stoch of one row must not depend on other rows of the batch",
+        lambda state, result, noise: result._replace(stoch=result.stoch - noise.mean(-2, keepdim=True)),
+        "redraw.stoch of one row must not depend on other rows of the batch; take no mean or other statistic",
     ),
     "noise of the first row": (
         lambda state, result, noise: result._replace(stoch=state.mean + state.std * noise[..., :1, :]),

@@ -463,7 +463,10 @@ BROKEN = {
         lambda: broken_by(rollout=remembering),
         "must be the same when the same is asked again; keep nothing from call to call: a simulator is put back first",
     ),
-    "the first answer kept": (lambda: broken_by(rollout=caching), "must depend on|must not depend on|must be permuted"),
+    "the first answer kept": (
+        lambda: broken_by(rollout=caching),
+        "must be permuted as the candidates are",
+    ),
     "one buffer for all answers": (
         lambda: broken_by(rollout=reusing),
         "must not be written over by the next call; return a tensor of its own each time",
@@ -486,7 +489,11 @@ BROKEN = {
     ),
     "candidates compared with the worst": (
         lambda: then(lambda returns, *_: returns - (returns.amin(1, keepdim=True) if returns.shape[1] > 1 else 0)),
-        "must be the same for one candidate as among others|must not depend on other candidates",
+        "must be the same for one candidate as among others",
+    ),
+    "a bonus for the spread of candidates": (
+        lambda: then(lambda returns, *_: returns + returns.std(1, unbiased=False, keepdim=True)),
+        "must be the same for one candidate as among others; take no rank, mean or other statistic over candidates",
     ),
     "actions less their mean over environments": (
         lambda: acting(lambda actions: actions - actions.mean(1, keepdim=True)),
@@ -570,7 +577,12 @@ def test_an_entry_put_into_a_dictionary_is_caught():
         state["cart"] = Cart(state["cart"].position.clone(), state["cart"].velocity)
         return Cars.rollout(self, state["cart"], actions)
 
-    broken(broken_by(rollout=rollout), "state must be left as it was by dynamics.rollout", {"cart": carts()})
+    def one_more(self, state, actions, noise=None):
+        state["calls"] = torch.zeros(3)
+        return Cars.rollout(self, state["cart"], actions)
+
+    for method in (rollout, one_more):
+        broken(broken_by(rollout=method), "state must be left as it was by dynamics.rollout", {"cart": carts()})
 
 
 def test_an_object_in_the_state_that_is_moved_on_is_caught():
@@ -669,11 +681,11 @@ WRONG_DRAWS = {
     ),
     "ignores the generator": (
         lambda: drawing(lambda actions, generator: normal(actions)),
-        "must be the same at the same seed of its generator|must be the same when the same",
+        "must be the same at the same seed of its generator; draw from that alone",
     ),
     "a seed of its own": (
         lambda: drawing(lambda actions, generator: normal(actions, torch.Generator().manual_seed(0))),
-        "must follow its generator, got the same at another seed|must depend on its noise",
+        "must follow its generator, got the same at another seed; pass it on",
     ),
     "uses the global one too": (
         lambda: drawing(lambda actions, generator: (torch.randn(1), normal(actions, generator))[1]),
@@ -686,6 +698,10 @@ WRONG_DRAWS = {
     "uniform": (
         lambda: drawing(lambda actions, generator: torch.rand(*actions.shape[:3], S, generator=generator)),
         "must be standard normal, got a mean that is off by",
+    ),
+    "off the middle": (
+        lambda: drawing(lambda actions, generator: 0.5 + normal(actions, generator)),
+        "must be standard normal, got a mean that is off by 0.[567]",
     ),
     "too wide": (
         lambda: drawing(lambda actions, generator: 1.5 * normal(actions, generator)),

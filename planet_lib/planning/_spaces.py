@@ -37,6 +37,10 @@ class Box(NamedTuple):
         """Return the nearest mean [..., A] that a search can have."""
         return self.clip(mean)
 
+    def resume(self, mean: Tensor) -> Tensor:
+        """Return where a search starts that goes on from an earlier one's mean [..., A]."""
+        return self.clip(mean)
+
     def explore(self, action: Tensor, scale: float, noise: Tensor) -> Tensor:
         """Return the action with normal noise added, within the box."""
         return self.clip(action + scale * noise)
@@ -49,6 +53,9 @@ class Box(NamedTuple):
         """
         if sampling == "clip":
             return self.clip(mean + std * noise)
+        if std.dtype in (torch.bfloat16, torch.float16):  # torch has no inverse for them
+            wide = Box(*(bound.float() for bound in self))
+            return wide.sample(mean.float(), std.float(), noise.float(), sampling).to(std.dtype)
         limits = torch.finfo(std.dtype)
         scale = std.clamp(min=limits.tiny)
         below, above = (torch.special.ndtr((bound - mean) / scale) for bound in (self.low, self.high))
@@ -80,9 +87,20 @@ class OneHot(NamedTuple):
         return F.one_hot(action.argmax(-1), action.shape[-1]).to(action.dtype)
 
     def settle(self, mean: Tensor) -> Tensor:
-        """Return the probabilities [..., A] that are in proportion to `mean`; negative numbers count as 0."""
+        """Return the probabilities [..., A] that are in proportion to `mean`; negative numbers count as 0.
+
+        Where nothing is left all have the same.
+        """
         weight = mean.clamp(min=0)
-        return weight / weight.sum(-1, keepdim=True)
+        total = weight.sum(-1, keepdim=True)
+        return torch.where(total > 0, weight / total, self.middle)
+
+    def resume(self, mean: Tensor) -> Tensor:
+        """Return where a search starts that goes on from an earlier one's mean [..., A]: half of it, half even.
+
+        What the earlier one had given up must be possible again.
+        """
+        return (self.settle(mean) + self.middle) / 2
 
     def explore(self, action: Tensor, scale: float, noise: Tensor) -> Tensor:
         """Return, with probability `scale`, a choice at random instead of the action."""

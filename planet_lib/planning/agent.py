@@ -17,6 +17,7 @@ from planet_lib._shapes import check_bool, check_shape
 from planet_lib.data.pixels import prepare
 from planet_lib.models.rollout import check_leading, step
 from planet_lib.models.world_model import WorldModel
+from planet_lib.planning.compiled import CompiledPlanner
 from planet_lib.planning.planner import Planner
 from planet_lib.types import Observation, Plan
 
@@ -103,7 +104,7 @@ class PlanningAgent:
     def __init__(
         self,
         model: WorldModel,
-        planner: Planner,
+        planner: Planner | CompiledPlanner,
         *,
         exploration_std: float = 0.3,
         bits: int = 5,
@@ -165,19 +166,20 @@ class PlanningAgent:
         embed = self.model.encoder(self._observation(obs, noise.pixels))
         state = self.initial(batch_size) if state is None else state
         check_leading("state", (state.action, *state.latent), batch_size, because="the rows of obs")
+        begins = is_first.to(embed.device, non_blocking=True)
         _, latent = step(
             self.model.cell,
             state.latent,
             state.action,
             embed,
-            is_first.to(embed.device),
+            begins,
             prior_noise=noise.prior,
             posterior_noise=noise.posterior,
         )
         plan = self.planner(
             latent,
             previous=state.plan if self.warm_start else None,
-            is_first=is_first,
+            is_first=begins,
             noise=noise.candidates,
             dynamics_noise=noise.dynamics,
         )

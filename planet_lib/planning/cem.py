@@ -11,7 +11,8 @@ Differences from the source:
 - Bounds are per dimension; the first distribution is the box's centre and half-width. On [-1, 1] this is the paper's
   zero mean and unit variance.
 - The standard deviation is the population's (as in the original code, without its 1e-6). The paper's text prints a mean
-  absolute deviation, which for normal samples is sqrt(2 / pi) times that; `deviation="mad"` is that one.
+  absolute deviation, which for normal samples is sqrt(2 / pi) times that; `deviation="mad"` is that one (divided by K,
+  where the paper divides by K - 1).
 - A return that is not finite never counts.
 """
 
@@ -42,7 +43,8 @@ class CEMPlanner(Planner):
     Shapes: H horizon, I iterations, B environments, J candidates, K elites, A action. The defaults are the paper's.
 
     Special cases: a dimension without a bound starts from standard deviation 1, and as near to 0 as its other bound
-    allows. If fewer than num_elites returns are finite, those alone count.
+    allows. If fewer than num_elites returns are finite, those alone count; of a single one the deviation is 0, so where
+    dynamics often fail a `min_std` keeps the search alive.
 
     Args:
         dynamics: the `Dynamics` that returns the candidates' worth.
@@ -119,8 +121,10 @@ class CEMPlanner(Planner):
     def _refit(self, plan: Plan, space: Box, candidates: Tensor, returns: Tensor) -> Plan:
         elites, scores = top(candidates, returns, self.num_elites)
         mean, std, value = fit(elites, scores, self.deviation)
-        mean, kept = mix(space, plan, mean, std.clamp(min=self.min_std), self.momentum)
-        return plan._replace(action=mean[0], mean=mean, std=kept, value=value, elites=None, spread=std)
+        mean, kept = mix(space, plan, mean, std, self.momentum)
+        return plan._replace(
+            action=mean[0], mean=mean, std=kept.clamp(min=self.min_std), value=value, elites=None, spread=std
+        )
 
 
 def check_elites(num_elites: int, num_candidates: int) -> None:

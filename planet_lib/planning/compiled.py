@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from planet_lib.planning.planner import Planner
+from planet_lib.planning.planner import Planner, batch_of
 from planet_lib.types import Plan
 
 _WARM_UP = 3  # runs before a capture: torch asks for some, in which libraries make their workspaces
-_MANY = 64  # graphs of one planner: an iteration of each shape of batch has its own
+_MANY = 64  # compiled bodies of one planner: an iteration of each shape has its own
+_GRAPHS = 8  # captured plans that are kept, each with memory of its own
 
 
 class Captured(NamedTuple):
@@ -27,6 +28,7 @@ class Captured(NamedTuple):
     graph: Any
     inputs: list[Any]
     plan: Plan
+    generator: torch.Generator | None  # kept, since the graph draws from it
 
 
 class CompiledPlanner:
@@ -37,15 +39,18 @@ class CompiledPlanner:
     a plan is then one replay, and nothing waits for the device. Where torch cannot compile or capture (no C++ compiler,
     dynamics that wait for the device or run on NumPy), the planner runs as it is, with one warning.
 
-    Noise is drawn as the planner draws it, so the same seed gives the same plan. Model weights are read where they lie:
-    change them in place, as optimizers and `load_state_dict` do; after moving a model, make a new `CompiledPlanner`.
-    The planner is copied when this is made; changing its settings later has no effect.
+    Noise is drawn as the planner draws it, so the same seed gives the same plan. Reuse one generator: on CUDA each has
+    a graph of its own, of which the last few are kept.
+
+    What the dynamics read is read where it lay when a plan was captured: change a model's weights in place, as
+    optimizers and `load_state_dict` do. After moving a model, or giving the dynamics another one, make a new
+    `CompiledPlanner`. The planner itself is copied; changing its settings later has no effect here.
 
     Args:
         planner: any `Planner`.
 
     Attributes:
-        planner: the same.
+        planner: the copy.
         mode: how the last call ran: "graph", "compiled" or "eager"; None before the first.
         reason: why it was "eager", else None.
 
@@ -61,13 +66,13 @@ class CompiledPlanner:
     """
 
     def __init__(self, planner: Planner) -> None:
-        self.planner = planner
+        self.planner = copy.copy(planner)
         self.mode: str | None = None
         self.reason: str | None = None
         # The planner's own loop, whose body is compiled.
         self._fast = copy.copy(planner)
         limits = {"isolate_recompiles": True, "recompile_limit": _MANY}
-        body = torch.compile(planner._iterate, dynamic=False, fullgraph=True, **limits)  # type: ignore[call-overload]
+        body = torch.compile(self.planner._iterate, dynamic=False, fullgraph=True, **limits)  # type: ignore[call-overload]
         self._fast._iterate = body  # type: ignore[method-assign]  # this copy's alone
         self._graphs: dict[Any, Captured] = {}
 
@@ -75,6 +80,11 @@ class CompiledPlanner:
     def action_dim(self) -> int:
         """A, the numbers in an action."""
         return self.planner.action_dim
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of actions planned ahead."""
+        return self.planner.horizon
 
     @property
     def num_rollouts(self) -> tuple[int, ...]:
@@ -91,64 +101,77 @@ class CompiledPlanner:
 
     def __call__(self, state: Any, *, generator: torch.Generator | None = None, **arguments: Any) -> Plan:
         """Plan for every row of `state`, with the arguments of `Planner`."""
-        if self.reason is None:
-            drawn = None if generator is None else generator.get_state()
-            try:
-                return self._run(state, generator, arguments)
-            except Exception as error:
-                if generator is not None and drawn is not None:
-                    generator.set_state(drawn)
-                # What the planner itself refuses is raised here, and is no reason to give up compiling.
-                plan = self.planner(state, generator=generator, **arguments)
-                self.reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                warnings.warn(f"planning without torch.compile, {self.reason}", RuntimeWarning, stacklevel=2)
-                self.mode = "eager"
-                return plan
-        return self.planner(state, generator=generator, **arguments)
+        if self.reason is not None:
+            return self.planner(state, generator=generator, **arguments)
+        _, like = batch_of(state)
+        source = _source(generator, like.device)
+        drawn = source.get_state()
+        try:
+            return self._run(state, like, generator, arguments)
+        except Exception as error:
+            source.set_state(drawn)
+            # What the planner itself refuses is raised here, and is no reason to give up compiling.
+            plan = self.planner(state, generator=generator, **arguments)
+            lines = str(error).strip().splitlines()
+            self.mode, self.reason = "eager", ": ".join([type(error).__name__, *lines[:1]])
+            warnings.warn(f"planning without torch.compile, {self.reason}", RuntimeWarning, stacklevel=2)
+            return plan
 
-    def _run(self, state: Any, generator: torch.Generator | None, arguments: dict[str, Any]) -> Plan:
-        leaves, spec = tree_flatten((state, arguments))
-        on_cuda = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in leaves)
-        if not on_cuda:
+    def _run(self, state: Any, like: Tensor, generator: torch.Generator | None, arguments: dict[str, Any]) -> Plan:
+        if not like.is_cuda:
             plan = self._fast(state, generator=generator, **arguments)
             self.mode = "compiled"
             return plan
+        leaves, spec = tree_flatten((state, arguments))
         key = (spec, id(generator), *(_kind(leaf) for leaf in leaves))
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(leaves, spec, generator)
-        captured = self._graphs[key]
+        captured = self._graphs.get(key)
+        if captured is None:
+            if len(self._graphs) == _GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            captured = self._graphs[key] = self._capture(leaves, spec, like, generator)
         for inside, given in zip(captured.inputs, leaves, strict=True):
             if isinstance(inside, Tensor):
                 inside.copy_(given, non_blocking=True)
-        captured.graph.replay()
+        with torch.cuda.device(like.device):
+            captured.graph.replay()
         self.mode = "graph"
         # Copies: the next replay writes into the same memory.
         copied: Plan = tree_map(Tensor.clone, captured.plan)
         return copied
 
-    def _capture(self, leaves: list[Any], spec: Any, generator: torch.Generator | None) -> Captured:
+    def _capture(self, leaves: list[Any], spec: Any, like: Tensor, generator: torch.Generator | None) -> Captured:
         """Run the plan a few times, then once more for the record; what is drawn meanwhile is given back."""
-        device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda)
+        device = like.device
         inputs = [leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         state, arguments = tree_unflatten(inputs, spec)
         fast = copy.copy(self._fast)
-        like = next(leaf for leaf in inputs if isinstance(leaf, Tensor) and leaf.is_floating_point())
         fast._space = self.planner._space.like(like)  # a capture may copy nothing from the host
-        source = torch.cuda.default_generators[device.index or 0] if generator is None else generator
+        source = _source(generator, device)
         drawn = source.get_state()
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                fast(state, generator=generator, **arguments)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        if generator is not None:
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            plan = fast(state, generator=generator, **arguments)
+        with torch.cuda.device(device):
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    fast(state, generator=generator, **arguments)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            if generator is not None:
+                graph.register_generator_state(generator)
+            with torch.cuda.graph(graph, stream=stream):
+                plan = fast(state, generator=generator, **arguments)
         source.set_state(drawn)
-        return Captured(graph, inputs, plan)
+        return Captured(graph, inputs, plan, generator)
+
+
+def _source(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """Return what noise is drawn from."""
+    if generator is not None:
+        return generator
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[number]
+    return torch.default_generator
 
 
 def _kind(leaf: Any) -> Any:

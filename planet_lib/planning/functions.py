@@ -151,7 +151,8 @@ class StepDynamics:
             if self.goes_on is not None and t + 1 < horizon:
                 goes_on = self.goes_on(state)
                 check_shape("what goes_on returns", goes_on, "N", N=rows, because="one for each candidate, B * J")
-                alive = goes_on if alive is None else alive * goes_on
+                # What has ended stays so, even if the state after it is NaN.
+                alive = goes_on if alive is None else torch.where(alive == 0, alive, alive * goes_on)
         return total.reshape(batch_size, num_candidates)
 
     def _noise(self, actions: Tensor, noise: Tensor | None) -> Tensor | None:

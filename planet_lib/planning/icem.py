@@ -96,8 +96,8 @@ class ICEMPlanner(Planner):
         check_fit(min_std, sampling, deviation, momentum)
         check_scales(noise_beta=noise_beta)
         check_width(initial_std=initial_std)
-        if not 1 <= decay < math.inf:
-            raise ValueError(f"decay must be finite and at least 1, got {decay}")
+        if not 1 <= decay <= 1000:
+            raise ValueError(f"decay must be between 1 and 1000, got {decay}")
         if not 0 <= keep_fraction <= 1:
             raise ValueError(f"keep_fraction must be between 0 and 1, got {keep_fraction}")
         num_kept = math.ceil(keep_fraction * num_elites)
@@ -129,12 +129,12 @@ class ICEMPlanner(Planner):
     def _refit(self, plan: Plan, space: Box, candidates: Tensor, returns: Tensor) -> Plan:
         elites, scores = top(candidates, returns, self.num_elites)
         mean, std, _ = fit(elites, scores, self.deviation)
-        mean, kept = mix(space, plan, mean, std.clamp(min=self.min_std), self.momentum)
+        mean, kept = mix(space, plan, mean, std, self.momentum)
         best = torch.where((scores > -torch.inf)[..., None], elites, torch.nan)[:, :, : self.num_kept]
         return plan._replace(
             action=elites[0, :, 0],
             mean=mean,
-            std=kept,
+            std=kept.clamp(min=self.min_std),
             value=scores[:, 0],
             elites=best if self.num_kept else None,
             spread=std,

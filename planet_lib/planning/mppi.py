@@ -98,13 +98,14 @@ class MPPIPlanner(Planner):
         finite = returns > -torch.inf
         count = finite.sum(1, keepdim=True).clamp(min=1)
         best = returns.max(1, keepdim=True).values
-        below = torch.where(finite, returns - best, 0.0)
-        spread = (
-            torch.where(finite, below - below.sum(1, keepdim=True) / count, 0.0).square().sum(1) / count[:, 0]
-        ).sqrt()
+        # Halves, and in units of the largest: the squares of very large differences would be infinite.
+        below = torch.where(finite, returns / 2 - best / 2, 0.0)
+        tiny = torch.finfo(returns.dtype).tiny
+        scaled = below / below.abs().max(1, keepdim=True).values.clamp(min=tiny)
+        apart = torch.where(finite, scaled - scaled.sum(1, keepdim=True) / count, 0.0)
+        deviation = (apart.square().sum(1, keepdim=True) / count).sqrt()
         # Where all returns are equal so are the weights.
-        unit = (self.temperature * spread).clamp(min=torch.finfo(returns.dtype).tiny)
-        weight = torch.where(finite, (below / unit[:, None]).exp(), 0.0)
+        weight = torch.where(finite, (scaled / (self.temperature * deviation).clamp(min=tiny)).exp(), 0.0)
         weight = weight / weight.sum(1, keepdim=True)
         mean = space.clip((weight[None, :, :, None] * candidates).sum(2))
         std = (weight[None, :, :, None] * (candidates - mean.unsqueeze(2)).square()).sum(2).sqrt()
@@ -112,7 +113,7 @@ class MPPIPlanner(Planner):
             action=mean[0],
             mean=mean,
             std=std.clamp(min=self.min_std) if self.adapt_std else plan.std,
-            value=(weight * below).sum(1) + best[:, 0],
+            value=2 * (weight * below).sum(1) + best[:, 0],
             elites=None,
             spread=std,
         )

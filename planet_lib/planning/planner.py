@@ -133,7 +133,8 @@ class Planner(ABC):
         Args:
             state: what the dynamics start from, any pytree with at least one tensor; all its tensors are [B, ...].
             previous: the plan of the step before, to start from: its mean moved on by one step, with the middle of the
-                box as the last action; how widely one searches starts afresh. None starts from the middle throughout,
+                box as the last action; how widely one searches starts afresh (of one-hot actions: half of each
+                probability is the plan's, half is even). None starts from the middle throughout,
                 as the paper does, to avoid local optima.
             is_first: [B] bool, rows that make nothing of `previous`, because their episode begins. None is none of
                 them. Rows in which `previous` is not valid make nothing of it either.
@@ -149,7 +150,7 @@ class Planner(ABC):
             ValueError: a shape that does not fit, including that of the returns, or both previous and initial_mean.
             TypeError: a state without any tensor, or is_first not bool.
         """
-        batch_size, like = _batch_of(state)
+        batch_size, like = batch_of(state)
         most = max(self.num_rollouts)
         sizes = {"I": self.num_iterations, "H": self.horizon, "B": batch_size, "A": self.action_dim}
         because = "the planner's settings and the rows of state"
@@ -172,7 +173,7 @@ class Planner(ABC):
                     size = (self.horizon, batch_size, self.num_particles * (fresh + known), self.action_dim)
                     moves = self._draw_dynamics_noise(like, size, generator)
                 else:
-                    moves = dynamics_noise[i]
+                    moves = dynamics_noise[i].to(like)
                 plan = self._iterate(state, plan, space, draw, moves, i + 1 == self.num_iterations)
                 spread.append(plan.spread)
         spreads = torch.stack([step for step in spread if step is not None]) if with_spread else None
@@ -206,13 +207,17 @@ class Planner(ABC):
             if initial_mean is not None:
                 raise ValueError("previous and initial_mean must not be given together, got both; leave one out")
             check_shape("previous.mean", previous.mean, "H B A", because=because, **sizes)
-            known = previous.valid.to(like.device)
-            known = known if is_first is None else known & ~is_first.to(like.device)
-            mean = torch.where(known[:, None], _shift(previous.mean.to(like), space), mean)
+            check_shape("previous.valid", previous.valid, "B", B=sizes["B"], because="the rows of state")
+            known = previous.valid.to(like.device, non_blocking=True)
+            if is_first is not None:
+                known = known & ~is_first.to(like.device, non_blocking=True)
+            # Moved into this planner's space: the plan may be another one's.
+            mean = torch.where(known[:, None], _shift(space.resume(previous.mean.to(like)), space), mean)
             if previous.elites is not None and self.num_kept:
                 check_shape("previous.elites", previous.elites, "H B K A", because=because, K=self.num_kept, **sizes)
                 # NaN marks rows that have none.
-                elites = torch.where(known[:, None, None], _shift(previous.elites.to(like), space), torch.nan)
+                kept = _shift(space.clip(previous.elites.to(like)), space)
+                elites = torch.where(known[:, None, None], kept, torch.nan)
         elif initial_mean is not None:
             check_shape("initial_mean", initial_mean, "H B A", because=because, **sizes)
             mean = space.settle(initial_mean.to(like))
@@ -290,7 +295,7 @@ def _shift(actions: Tensor, space: Space) -> Tensor:
     return torch.cat([actions[1:], space.middle.expand_as(actions[:1])])
 
 
-def _batch_of(state: Any) -> tuple[int, Tensor]:
+def batch_of(state: Any) -> tuple[int, Tensor]:
     """Return B, and an empty tensor with the device and floating dtype of the state."""
     leaves = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
     if not leaves:

@@ -21,6 +21,8 @@ def check_noise(asker: Asker, question: Question) -> None:
     """Noise decides where it is taken, and is drawn where it is not given; draw_noise does as its generator says."""
     if question.noise is None:
         return
+    if asker.draw is not None:
+        _check_draw_noise(asker, asker.draw, question.actions)
     first = asker.ask(question)
     if not difference(asker.ask(question._replace(noise=asker.noise(question.actions))), first):
         raise ContractError("dynamics.rollout must depend on its noise, got the same returns from any; use it")
@@ -30,8 +32,6 @@ def check_noise(asker: Asker, question: Question) -> None:
     if not difference(asker.ask(question._replace(noise=None), seed=1), drawn):
         remedy = "draw torch.randn where noise is None"
         raise ContractError(f"dynamics.rollout must follow torch.manual_seed where noise is None; {remedy}")
-    if asker.draw is not None:
-        _check_draw_noise(asker, asker.draw, question.actions)
 
 
 def _check_draw_noise(asker: Asker, draw: Callable[..., Any], actions: Tensor) -> None:

@@ -52,7 +52,7 @@ def check_dynamics(
       over by the next;
     - noise that is given decides the returns; without it torch.manual_seed replays them. What `draw_noise` returns,
       where there is one, depends on its generator alone, is standard normal, and is taken by `rollout`;
-    - candidates do not mix: permuting them permutes the returns, another candidate changes only its own return;
+    - candidates do not mix: permuting them permutes the returns, and one alone earns what it earns among others;
     - environments do not mix: neither other actions nor other states elsewhere change the return of a row, and a row
       asked about alone gives the same;
     - NaN in the actions of one candidate, or in one row of the state, spoils no other return (a ValueError will do);

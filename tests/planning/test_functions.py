@@ -102,6 +102,7 @@ def test_nan_after_a_certain_end_does_not_count_and_any_other_nan_does():
     nan = float("nan")
     ends = scripted(goes_on=lambda state: state[:, 1])
     assert play(ends, (1.0, 0.0), (nan, 1.0), (nan, 1.0)) == 1
+    assert play(ends, (1.0, 0.0), (nan, nan), (nan, nan)) == 1
     for rows in [
         ((1.0, 1.0), (nan, 0.0)),
         ((nan, 0.0), (1.0, 1.0)),

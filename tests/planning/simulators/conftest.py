@@ -12,6 +12,12 @@ SLIDER = """
 </mujoco>"""
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Work in a folder of the test's own, where MuJoCo writes its log of warnings."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def make():
     """`make_env` for states, whose environments are closed after the test."""
@@ -33,7 +39,6 @@ def slider():
 
 
 @pytest.fixture
-def unstable(tmp_path, monkeypatch):
+def unstable():
     """The same mass, with damping of the wrong sign: it diverges, unless it stands still and nothing pushes it."""
-    monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
     return mujoco.MjModel.from_xml_string(SLIDER.format(actuator='<velocity joint="x" kv="-3000"/>'))

@@ -11,7 +11,7 @@ from planet_lib.planning.mppi import MPPIPlanner
 from planet_lib.planning.planner import Planner
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.planning.shooting import RandomShootingPlanner
-from planet_lib.planning.simulators import EnvDynamics, MuJoCoDynamics
+from planet_lib.planning.simulators import EnvDynamics, Moments, MuJoCoDynamics
 
 __all__ = [
     "AgentNoise",
@@ -25,6 +25,7 @@ __all__ = [
     "ICEMPlanner",
     "LatentDynamics",
     "MPPIPlanner",
+    "Moments",
     "MuJoCoDynamics",
     "Planner",
     "PlanningAgent",

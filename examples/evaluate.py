@@ -3,10 +3,14 @@
     python examples/evaluate.py runs/NAME --episodes 10 --video
 
 The same seed gives the same episodes. The video shows the observation on the left and the model's reconstruction of it
-on the right; it is written to runs/NAME/videos/evaluation.mp4.
+on the right; it is written to runs/NAME/videos/evaluation.mp4. With --set, the trained model is planned with in another
+way than it was in training:
+
+    python examples/evaluate.py runs/NAME --set planner=icem warm_start=1 num_iterations=3
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +31,18 @@ from planet_lib.training import (
 )
 from planet_lib.training.presets import Preset, build_agent, build_model, obs_shape_of
 
+PLANNING = [
+    "planner",
+    "warm_start",
+    "horizon",
+    "num_candidates",
+    "num_elites",
+    "deviation",
+    "start",
+    "discount",
+    "num_iterations",
+]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the files, ends with one line."""
@@ -38,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random; episode n begins from seed + n")
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--video", action="store_true", help="write a video of the first episode (pixels only)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings: {', '.join(PLANNING)}")
     args = parser.parse_args(arguments)
     try:
         evaluate(args)
@@ -57,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> None:
     missing = [name for name in ("env", "obs", "cell") if name not in settings]
     if missing:
         raise ValueError(f"{run.checkpoint_path} is of another program, its settings lack {', '.join(missing)}")
-    preset = Preset.from_settings(settings, where=str(run.path))
+    preset = plan_with(Preset.from_settings(settings, where=str(run.path)), args.set)
     check_settings({"seed": args.seed})
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
@@ -97,6 +114,21 @@ def evaluate(args: argparse.Namespace) -> None:
         f"from {min(returns):.1f} to {max(returns):.1f}, over {len(returns)} episodes, "
         f"after {saved['done']['episodes']} episodes and {saved['done']['updates']} updates"
     )
+
+
+def plan_with(preset: Preset, given: Sequence[str]) -> Preset:
+    """Return the preset with other settings of the planner, given as NAME=VALUE."""
+    changes = {}
+    for item in given:
+        name, _, value = item.partition("=")
+        if name not in PLANNING:
+            raise ValueError(f"--set takes NAME=VALUE with NAME one of {', '.join(PLANNING)}, got {item!r}")
+        kind = type(getattr(preset, name))
+        try:
+            changes[name] = kind(value)
+        except ValueError:
+            raise ValueError(f"--set {name} must be of type {kind.__name__}, got {value!r}") from None
+    return dataclasses.replace(preset, **changes)
 
 
 if __name__ == "__main__":

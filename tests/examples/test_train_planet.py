@@ -207,6 +207,17 @@ def test_evaluate_reports_mean_and_spread_of_a_checkpoint_and_repeats_itself(who
     assert "over 2 episodes, after 4 episodes and 4 updates" in lines[0]
 
 
+def test_evaluate_can_plan_in_another_way_than_the_run_did(whole, monkeypatch):
+    evaluate, agents = load_example("evaluate"), []
+    build = evaluate.build_agent
+    monkeypatch.setattr(evaluate, "build_agent", lambda *args: agents.append(build(*args)) or agents[-1])
+    chosen = ["planner=icem", "warm_start=1", "num_candidates=9", "num_elites=2", "discount=0.9"]
+    evaluate.main([str(whole), "--episodes", "1", "--set", *chosen])
+    planner = agents[0].planner
+    assert (type(planner).__name__, planner.num_candidates, planner.num_elites) == ("ICEMPlanner", 9, 2)
+    assert (planner.dynamics.discount, agents[0].warm_start) == (0.9, True)
+
+
 def test_evaluate_writes_a_video_of_a_run_from_pixels(tmp_path):
     run = train(tmp_path, "--image-size", "32", "--num-episodes", "1", obs="pixels")
     load_example("evaluate").main([str(run), "--episodes", "1", "--video"])
@@ -348,6 +359,9 @@ def test_a_run_that_lost_something_is_refused_and_kept(whole, tmp_path, damage):
         (["--episodes", "0"], "--episodes must be at least 1, got 0"),
         (["--device", "meta"], "device must be"),
         (["--seed", "-1"], "seed must be"),
+        (["--set", "learning_rate=1"], "--set takes NAME=VALUE with NAME one of planner, warm_start, "),
+        (["--set", "num_candidates=many"], "--set num_candidates must be of type int, got 'many'"),
+        (["--set", "planner=cma"], "planner must be one of cem, icem, mppi, shooting, got 'cma'"),
     ],
 )
 def test_a_mistake_in_evaluating_costs_one_line_before_any_episode(whole, capsys, flags, message):

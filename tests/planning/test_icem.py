@@ -116,16 +116,18 @@ def test_the_plan_is_the_best_that_the_last_iteration_tried():
     close(plan.value, dynamics.returns[-1].amax(1))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.4])
 @pytest.mark.parametrize(("floor", "deviation"), [(0.3, "std"), (0.0, "mad")])
-def test_the_deviation_has_a_floor_in_units_of_the_action_or_is_the_mean_absolute_one(floor, deviation):
+def test_the_deviation_has_a_floor_in_units_of_the_action_or_is_the_mean_absolute_one(floor, deviation, momentum):
     dynamics, noise = Recorded(), normal(1, H, B, J, A)
-    planner = small(dynamics, num_iterations=1, momentum=0.0, min_std=floor, deviation=deviation)
+    planner = small(dynamics, num_iterations=1, momentum=momentum, min_std=floor, deviation=deviation, initial_std=0.4)
     plan = planner(normal(B, A), noise=noise)
     for row in range(B):
         best = dynamics.returns[0][row].argsort(descending=True)[:K]
         elites = dynamics.tried[0][:, row, best].numpy()
         absolute = np.abs(elites - elites.mean(1, keepdims=True)).mean(1)
-        close(plan.std[:, row], np.maximum(elites.std(1), floor) if deviation == "std" else absolute)
+        fit = elites.std(1) if deviation == "std" else absolute
+        close(plan.std[:, row], np.maximum((1 - momentum) * fit + momentum * 0.4 * HALF, floor))
 
 
 # How many are tried, and which

@@ -148,7 +148,7 @@ class Planner(ABC):
 
         Raises:
             ValueError: a shape that does not fit, including that of the returns, or both previous and initial_mean.
-            TypeError: a state without any tensor, or is_first not bool.
+            TypeError: a state without any tensor, previous not a `Plan`, or is_first not bool.
         """
         batch_size, like = batch_of(state)
         most = max(self.num_rollouts)
@@ -206,6 +206,9 @@ class Planner(ABC):
         if previous is not None:
             if initial_mean is not None:
                 raise ValueError("previous and initial_mean must not be given together, got both; leave one out")
+            given: object = previous
+            if not isinstance(given, Plan):
+                raise TypeError(f"previous must be a Plan, got {type(given).__name__}; a tensor is an initial_mean")
             check_shape("previous.mean", previous.mean, "H B A", because=because, **sizes)
             check_shape("previous.valid", previous.valid, "B", B=sizes["B"], because="the rows of state")
             known = previous.valid.to(like.device, non_blocking=True)

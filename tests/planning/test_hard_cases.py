@@ -125,6 +125,12 @@ def test_settings_that_are_no_numbers_of_things_are_named(setting, message):
         ICEMPlanner(Goal(), -1.0, 1.0, action_dim=1, **setting)
 
 
+def test_a_tensor_in_place_of_the_plan_before_is_named():
+    planner = CEMPlanner(Goal(), -1.0, 1.0, action_dim=1, horizon=2, num_candidates=10, num_elites=3)
+    with pytest.raises(TypeError, match="previous must be a Plan, got Tensor; a tensor is an initial_mean"):
+        planner(torch.zeros(3, 1), previous=torch.zeros(2, 3, 1))
+
+
 def test_validity_of_another_number_of_rows_is_named():
     planner = CEMPlanner(Goal(), -1.0, 1.0, action_dim=1, horizon=2, num_candidates=10, num_elites=3)
     plan = planner(torch.zeros(3, 1))

@@ -1,8 +1,8 @@
 """Every planner finds the best plan, where that is known by other means: in closed form, by Riccati, by enumeration.
 
 The environments of one call are the seeds: 20 rows, each with noise of its own. How far a plan may fall short is stated
-as a share of what there is to gain over idling, for the worst of the 20 rows unless it says otherwise, and is about one
-and a half times what was measured. What a broken planner leaves (elites that are the worst, a fit that is not used, a
+as a share of what there is to gain over idling, for the worst of the 20 rows unless it says otherwise, and is one and a
+half to two times what was measured. What a broken planner leaves (elites that are the worst, a fit that is not used, a
 deviation that is not fitted, another row's elites, a plan that is not moved on) lies beyond it.
 """
 

@@ -3,7 +3,7 @@
 Source: Pinneri et al. 2020, "Sample-efficient Cross-Entropy Method for Real-time Planning" (arXiv:2008.06389),
 algorithm 1. Differences from the source: batched over environments, each with its own past and its own reset; bounds
 per dimension; elites moved on by one step end with the middle of the box, not with a random action; the search starts
-twice as wide, which was better in five of six tasks of the control suite (docs/results/true-simulator.md).
+twice as wide, which earned more in short trials on the control suite (docs/results/true-simulator.md says which).
 """
 
 import math

@@ -19,6 +19,7 @@ from planet_lib.training.pictures import open_loop_strip, open_loop_video, recon
 from planet_lib.training.progress import Progress
 from planet_lib.training.run_dir import RunDirectory
 from planet_lib.training.settings import check_extras, check_settings, choose_device
+from planet_lib.training.transfer import transfer_weights
 from planet_lib.training.update import Objective, UpdateResult, update, warm_up
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "rng_state",
     "save_checkpoint",
     "set_rng_state",
+    "transfer_weights",
     "update",
     "warm_up",
 ]

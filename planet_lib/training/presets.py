@@ -12,33 +12,19 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from torch import nn
-
 from planet_lib._shapes import check_choice
-from planet_lib.models import (
-    ContinueHead,
-    ConvEncoder,
-    Decoder,
-    DictDecoder,
-    DictEncoder,
-    PatchDecoder,
-    PatchEncoder,
-    RewardHead,
-    RNNCell,
-    RSSMCell,
-    SSMCell,
-    VectorEncoder,
-    WorldModel,
-    init_glorot_,
-)
+from planet_lib.models import WorldModel
 from planet_lib.planning import (
     CEMPlanner,
+    DiscreteCEMPlanner,
     ICEMPlanner,
     LatentDynamics,
     MPPIPlanner,
+    Planner,
     PlanningAgent,
     RandomShootingPlanner,
 )
+from planet_lib.training._build_model import build_model
 from planet_lib.training._preset import Preset
 from planet_lib.training._preset_values import CAMERA_READY, CPU, PAPER, V1
 from planet_lib.training.update import Objective
@@ -141,60 +127,6 @@ def obs_shape_of(space: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
     return {name: tuple(entry.shape) for name, entry in entries.items()}
 
 
-def build_model(
-    preset: Preset, cell: str, obs_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]], action_dim: int
-) -> WorldModel:
-    """Make the world model that a preset describes, freshly initialised from torch's global generator.
-
-    It has a continue head where the preset's continue_scale is above 0.
-
-    Args:
-        preset: sizes and kind of network.
-        cell: "rssm", "ssm" or "rnn".
-        obs_shape: (C, Y, X) of pixels, (N,) of a vector, or such a shape for each entry of a dictionary.
-        action_dim: A.
-
-    Returns:
-        The model, on the CPU in float32.
-
-    Raises:
-        ValueError: an unknown cell, network or initialisation, or another setting that the parts refuse.
-
-    Example:
-        >>> model = build_model(PRESETS["paper"], "rssm", (3, 64, 64), 6)
-        >>> type(model.cell).__name__, model.cell.feature_dim, model.continue_head
-        ('RSSMCell', 230, None)
-        >>> model = build_model(PRESETS["cpu"], "ssm", {"pixels": (3, 64, 64), "state": (5,)}, 6)
-        >>> model.encoder.embed_dim
-        512
-    """
-    encoder: nn.Module
-    decoder: nn.Module
-    if isinstance(obs_shape, Mapping):
-        encoders = {name: _build_encoder(preset, shape) for name, shape in obs_shape.items()}
-        encoder = DictEncoder(encoders)
-        latent = _build_cell(preset, cell, action_dim, encoder.embed_dim)
-        decoder = DictDecoder(
-            {
-                name: _build_decoder(preset, latent.feature_dim, shape, encoders[name].embed_dim)
-                for name, shape in obs_shape.items()
-            }
-        )
-    else:
-        encoder = _build_encoder(preset, obs_shape)
-        latent = _build_cell(preset, cell, action_dim, encoder.embed_dim)
-        decoder = _build_decoder(preset, latent.feature_dim, obs_shape, encoder.embed_dim)
-    sizes = {"hidden_dim": preset.reward_hidden_dim, "num_hidden": preset.reward_num_hidden}
-    reward_head = RewardHead(latent.feature_dim, **sizes, activation=preset.activation)
-    goes_on = None
-    if preset.continue_scale > 0:
-        goes_on = ContinueHead(latent.feature_dim, **sizes, activation=preset.activation)
-    model = WorldModel(encoder, latent, decoder, reward_head, goes_on)
-    if preset.init == "glorot":
-        init_glorot_(model)
-    return model
-
-
 def build_objective(preset: Preset) -> Objective:
     """Make the objective of the updates that a preset describes.
 
@@ -214,12 +146,16 @@ def build_objective(preset: Preset) -> Objective:
     return Objective(**same, kl_balance=preset.kl_balance or None, overshooting_chunk=preset.overshooting_chunk or None)
 
 
-def build_agent(preset: Preset, model: WorldModel) -> PlanningAgent:
-    """Make the agent that plans in `model` as a preset describes, for actions in [-1, 1].
+def build_agent(preset: Preset, model: WorldModel, *, one_hot: bool = False) -> PlanningAgent:
+    """Make the agent that plans in `model` as a preset describes, for actions in [-1, 1] or one-hot ones.
+
+    One-hot actions are planned by `DiscreteCEMPlanner`, and exploration_std is then how often a choice is made at
+    random.
 
     Args:
         preset: the planner's budget and the exploration noise.
         model: the world model, which is not copied.
+        one_hot: whether an action is a choice among action_dim, as in environments with Discrete actions.
 
     Returns:
         The agent, over the preset's planner over `LatentDynamics`.
@@ -235,12 +171,20 @@ def build_agent(preset: Preset, model: WorldModel) -> PlanningAgent:
     """
     check_choice("planner", preset.planner, _PLANNERS)
     kind = _PLANNERS[preset.planner]
+    if one_hot and preset.planner != "cem":
+        raise ValueError(f"planner must be cem where actions are discrete, got {preset.planner!r}")
     sizes: dict[str, Any] = {name: getattr(preset, name) for name in ("horizon", "num_candidates", "num_iterations")}
     if preset.planner in ("cem", "icem"):
-        sizes |= {"num_elites": preset.num_elites, "deviation": preset.deviation}
+        sizes |= {"num_elites": preset.num_elites}
     from_here: dict[str, Any] = {"start": preset.start, "discount": preset.discount}
     dynamics = LatentDynamics(model, **from_here)
-    planner = kind(dynamics, -1.0, 1.0, action_dim=model.cell.action_dim, **sizes)
+    planner: Planner
+    if one_hot:
+        planner = DiscreteCEMPlanner(dynamics, model.cell.action_dim, **sizes)
+    else:
+        if preset.planner in ("cem", "icem"):
+            sizes |= {"deviation": preset.deviation}
+        planner = kind(dynamics, -1.0, 1.0, action_dim=model.cell.action_dim, **sizes)
     if preset.warm_start not in (0, 1):
         raise ValueError(f"warm_start must be 0 or 1, got {preset.warm_start}")
     return PlanningAgent(model, planner, exploration_std=preset.exploration_std, warm_start=bool(preset.warm_start))
@@ -258,41 +202,3 @@ def _table(name: str) -> Mapping[str, tuple[Any, str]]:
     if name not in _TABLES:
         raise ValueError(f"name must be paper, camera_ready, v1 or cpu, got {name!r}")
     return _TABLES[name]
-
-
-def _build_cell(preset: Preset, cell: str, action_dim: int, embed_dim: int) -> RSSMCell | SSMCell | RNNCell:
-    common: dict[str, Any] = {
-        name: getattr(preset, name) for name in ("hidden_dim", "num_layers", "activation", "init")
-    }
-    gaussian = {name: getattr(preset, name) for name in ("stoch_dim", "min_std", "min_std_mode")}
-    path = {name: getattr(preset, name) for name in ("deter_dim", "gru")}
-    if cell == "rssm":
-        return RSSMCell(action_dim, embed_dim, **common, **gaussian, **path)
-    if cell == "ssm":
-        return SSMCell(action_dim, embed_dim, **common, **gaussian)
-    if cell == "rnn":
-        return RNNCell(action_dim, embed_dim, **common, **path, stoch_dim=preset.stoch_dim)
-    raise ValueError(f"cell must be rssm, ssm or rnn, got {cell!r}")
-
-
-def _build_encoder(preset: Preset, obs_shape: tuple[int, ...]) -> ConvEncoder | PatchEncoder | VectorEncoder:
-    if len(obs_shape) == 1:
-        return VectorEncoder(obs_shape[0], embed_dim=preset.embed_dim or 200)
-    if preset.network == "conv":
-        return ConvEncoder(_image(obs_shape), depth=preset.depth, embed_dim=preset.embed_dim or None)
-    if preset.network == "patch":
-        return PatchEncoder(_image(obs_shape), patch_dim=preset.depth, embed_dim=preset.embed_dim or 256)
-    raise ValueError(f"network must be conv or patch, got {preset.network!r}")
-
-
-def _build_decoder(
-    preset: Preset, feature_dim: int, obs_shape: tuple[int, ...], embed_dim: int
-) -> Decoder | PatchDecoder:
-    if len(obs_shape) == 3 and preset.network == "patch":
-        return PatchDecoder(feature_dim, _image(obs_shape), patch_dim=preset.depth, hidden_dim=embed_dim)
-    return Decoder(feature_dim, obs_shape, depth=preset.depth, hidden_dim=preset.hidden_dim)
-
-
-def _image(obs_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    channels, height, width = obs_shape
-    return channels, height, width

@@ -111,15 +111,19 @@ def load_episode(path: str | os.PathLike[str]) -> Episode:
     return episode
 
 
-def load_episodes(directory: str | os.PathLike[str]) -> Iterator[Episode]:
+def load_episodes(directory: str | os.PathLike[str], *, count: int | None = None) -> Iterator[Episode]:
     """Read all episodes of a directory in order of their index, one at a time.
 
     Other files, and temporary ones of a run that was killed, are ignored. An episode file that can't be read is an
     error, raised when its turn comes.
 
+    Args:
+        directory: where the episodes of one run lie.
+        count: only those with indices below it, all of which must be there; None reads what there is.
+
     Raises:
         FileNotFoundError: where there is no such directory.
-        ValueError: where two files have the same index.
+        ValueError: where two files have the same index, or there are fewer than `count`.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -128,6 +132,10 @@ def load_episodes(directory: str | os.PathLike[str]) -> Iterator[Episode]:
     for (index, path), (following, other) in pairwise(paths):
         if index == following:
             raise ValueError(f"each index must be there once, got {path.name} and {other.name}; remove one of them")
+    if count is not None:
+        paths = [(index, path) for index, path in paths if index < count]
+        if len(paths) != count:
+            raise ValueError(f"{folder} must hold {count} episodes by now, got {len(paths)}: restore them")
     return (load_episode(path) for _, path in paths)
 
 

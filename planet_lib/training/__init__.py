@@ -18,7 +18,8 @@ from planet_lib.training.metrics import MetricsWriter, read_metrics
 from planet_lib.training.pictures import open_loop_strip, open_loop_video, reconstruction_video
 from planet_lib.training.progress import Progress
 from planet_lib.training.run_dir import RunDirectory
-from planet_lib.training.settings import check_extras, check_settings, choose_device
+from planet_lib.training.settings import check_extras, check_renderer, check_settings, choose_device
+from planet_lib.training.show import draw_episode
 from planet_lib.training.transfer import transfer_weights
 from planet_lib.training.update import Objective, UpdateResult, update, warm_up
 
@@ -31,8 +32,10 @@ __all__ = [
     "UpdateResult",
     "check_compatible",
     "check_extras",
+    "check_renderer",
     "check_settings",
     "choose_device",
+    "draw_episode",
     "learning_curve",
     "load_checkpoint",
     "open_loop",

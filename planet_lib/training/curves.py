@@ -38,21 +38,23 @@ def learning_curve(
     path: str | os.PathLike[str],
     metrics_path: str | os.PathLike[str],
     *,
-    random_return: float | None = None,
+    random_return: "float | Mapping[str, float] | None" = None,
     free_nats: float | None = None,
     title: str = "",
 ) -> None:
     """Draw the returns of training and evaluation, and below them the losses, as a PNG.
 
     Above: every training episode as a dot and their mean over the last 10 as a line, seed episodes in grey; every
-    evaluation as its mean with one standard deviation over its episodes. Below: observation loss, reward loss, and the
-    KL as it is and as it is minimised.
+    evaluation as its mean with one standard deviation over its episodes. Where the column `task` has several names,
+    each task has a colour, with its evaluations and the mean of its last 10 training episodes. Below: observation loss,
+    reward loss, and the KL as it is and as it is minimised.
 
     Args:
         path: where, ending in .png.
         metrics_path: a file by `MetricsWriter`, whose columns contain env_steps, kind ("seed", "train" or "eval"),
-            episode_return, eval_mean, eval_std, loss_obs, loss_reward, kl and kl_clipped. Empty cells are skipped.
-        random_return: what a random policy earns, drawn as a line to beat.
+            episode_return, eval_mean, eval_std, loss_obs, loss_reward, kl and kl_clipped, and perhaps task. Empty cells
+            are skipped.
+        random_return: what a random policy earns, drawn as a line to beat; by task where there are several.
         free_nats: the level below which the KL is not minimised, drawn as a line.
         title: above the picture, such as the environment.
 
@@ -71,7 +73,13 @@ def learning_curve(
     require("matplotlib.backends.backend_agg", purpose="the learning curve").FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1.0])
     returns = above.subplots()
-    _draw_returns(returns, rows, random_return)
+    tasks = list(dict.fromkeys(rows["task"].astype(str))) if "task" in rows else []
+    if len(tasks) > 1:
+        _draw_tasks(returns, rows, tasks, random_return if isinstance(random_return, Mapping) else {})
+    else:
+        if isinstance(random_return, Mapping):
+            random_return = next(iter(random_return.values()), None)
+        _draw_returns(returns, rows, random_return)
     if title:
         returns.set_title(title, fontsize=14, loc="left")
     panels = below.subplots(1, 3)
@@ -165,6 +173,25 @@ def _draw_returns(axes: "Axes", rows: dict[str, Column], random_return: float | 
     elif shown.min() >= 0:
         axes.set_ylim(bottom=0)  # so that twice the return is twice as high
     _style(axes, "episode return")
+
+
+def _draw_tasks(axes: "Axes", rows: dict[str, Column], tasks: list[str], random_return: Mapping[str, float]) -> None:
+    """Draw evaluations, and the running mean of training, of each task in a colour of its own."""
+    task, kind = rows["task"].astype(str), rows["kind"].astype(str)
+    for number, name in enumerate(tasks):
+        here = np.isfinite(rows["env_steps"]) & (task == name)
+        train = here & (kind == "train") & np.isfinite(rows["episode_return"])
+        evaluation = here & (kind == "eval") & np.isfinite(rows["eval_mean"])
+        colour = f"C{number}"
+        if name in random_return:
+            axes.axhline(random_return[name], color=colour, linestyle="--", linewidth=1, alpha=0.7)
+        if train.any():
+            means = running_mean(rows["episode_return"][train])
+            axes.plot(rows["env_steps"][train], means, color=colour, linewidth=1, alpha=0.6)
+        mean, spread = rows["eval_mean"][evaluation], np.nan_to_num(rows["eval_std"][evaluation])
+        steps = rows["env_steps"][evaluation]
+        axes.errorbar(steps, mean, spread, color=colour, marker="o", linewidth=2, capsize=3, label=name)
+    _style(axes, "episode return (marks: evaluation; thin: mean of the last 10; dashed: random)")
 
 
 def _draw_losses(

@@ -36,6 +36,8 @@ class MetricsWriter:
             run again are not counted twice.
         tensorboard: whether to write events too.
         step_column: the x-axis of the events; rows without it write none.
+        group_column: where rows are of several things, such as tasks: the column with their names, each of which gets
+            curves of its own among the events.
 
     Raises:
         FileExistsError: there is a `metrics.csv` and `resume_at` is None.
@@ -64,6 +66,7 @@ class MetricsWriter:
         resume_at: int | None = None,
         tensorboard: bool = True,
         step_column: str = "env_steps",
+        group_column: str | None = None,
     ) -> None:
         self.columns = tuple(columns)
         self.path = Path(directory) / "metrics.csv"
@@ -73,11 +76,13 @@ class MetricsWriter:
             raise ValueError(f"step_column must be one of columns, got {step_column!r}: add it, or name another")
         if resume_at is None and self.path.exists():
             raise FileExistsError(f"{self.path} already exists: resume it with resume_at, or choose another directory")
+        if group_column is not None and group_column not in self.columns:
+            raise ValueError(f"group_column must be one of columns, got {group_column!r}: add it, or name another")
         kept = [] if resume_at is None else _rows_to_keep(self.path, self.columns, resume_at)
         with atomic_path(self.path) as temporary:
             temporary.write_bytes(b"".join(_line(row) for row in [self.columns, *kept]))
         self._num_rows = len(kept)
-        self._step_column = step_column
+        self._step_column, self._group_column = step_column, group_column
         self._events: SummaryWriter | None = None
         self._notice = ""
         if tensorboard:
@@ -142,9 +147,11 @@ class MetricsWriter:
 
     def _write_events(self, events: "SummaryWriter", row: Mapping[str, float | int | str]) -> None:
         step = int(row[self._step_column])
+        group = str(row.get(self._group_column, "")) if self._group_column else ""
         for name, value in row.items():
             if name != self._step_column and not isinstance(value, str):
-                events.add_scalar(name.replace("_", "/", 1), float(value), step)
+                tag = name.replace("_", "/", 1) + (f"/{group}" if group else "")
+                events.add_scalar(tag, float(value), step)
         events.flush()
 
 

@@ -8,6 +8,7 @@ its last and its first commit, apart from what was a bug there; `cpu` is ours, f
 where each single value comes from.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -30,8 +31,10 @@ from planet_lib.training._preset_values import CAMERA_READY, CPU, PAPER, V1
 from planet_lib.training.update import Objective
 
 __all__ = [
+    "MODEL_FIELDS",
     "PRESETS",
     "Preset",
+    "add_flags",
     "build_agent",
     "build_model",
     "build_objective",
@@ -46,6 +49,12 @@ PRESETS: dict[str, Preset] = {
     preset: Preset.from_settings({name: value for name, (value, _) in table.items()})
     for preset, table in _TABLES.items()
 }
+
+MODEL_FIELDS = (
+    *("image_size", "network", "depth", "embed_dim", "deter_dim", "stoch_dim", "hidden_dim", "num_layers"),
+    *("activation", "min_std", "min_std_mode", "gru", "init", "reward_hidden_dim", "reward_num_hidden"),
+)
+"""The fields of a preset that make a model what it is: weights of one fit no model with others."""
 
 
 def sources(name: str) -> dict[str, str]:
@@ -108,6 +117,28 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
             preset = replace(preset, learning_rate=1e-3)  # at 3e-3 a run diverged after 3200 updates
         preset = replace(preset, camera=_FOLLOWING_CAMERAS.get(env.partition("-")[0], ""))
     return preset
+
+
+def add_flags(parser: ArgumentParser, preset: Preset) -> None:
+    """Give a command line one flag for each field of `Preset`, with the values of `preset` as defaults.
+
+    Example:
+        >>> from argparse import ArgumentParser
+        >>> parser = ArgumentParser()
+        >>> add_flags(parser, PRESETS["paper"])
+        >>> parser.parse_args(["--batch-size", "10"]).batch_size, parser.parse_args([]).free_nats
+        (10, 3.0)
+    """
+    group = parser.add_argument_group("settings of the preset")
+    for item in fields(Preset):
+        value = getattr(preset, item.name)
+        group.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            type=type(value),
+            default=value,
+            metavar={int: "N", float: "X", str: "NAME"}[type(value)],
+            help=item.metadata["help"],
+        )
 
 
 def obs_shape_of(space: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:

@@ -71,6 +71,31 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}, got {seed!r}")
 
 
+def check_renderer(trained: str, here: str, *, told: bool) -> None:
+    """Raise a `ValueError` unless pictures are made here by what a model was trained on, or the user said otherwise.
+
+    Renderers draw the same scene differently; a model sees the difference and may act on it.
+
+    Args:
+        trained: the renderer in the checkpoint, such as "gl-tuned" (see `planet_lib.envs.make_env`).
+        here: the present environment's.
+        told: whether the present one was asked for by name.
+
+    Example:
+        >>> check_renderer("gl-tuned", "rays", told=True)
+        >>> check_renderer("gl-tuned", "rays", told=False)
+        Traceback (most recent call last):
+            ...
+        ValueError: renderer must be gl-tuned, on whose pictures the model was trained, got rays; say --renderer or \
+--quality to go on with it
+    """
+    if trained != here and not told:
+        raise ValueError(
+            f"renderer must be {trained}, on whose pictures the model was trained, got {here}; "
+            "say --renderer or --quality to go on with it"
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device called `name`, after trying it; "auto" is CUDA where there is one, else the CPU.
 

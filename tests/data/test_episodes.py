@@ -284,3 +284,13 @@ def test_foreign_content_is_named(tmp_path, make_episode):
 def test_a_missing_file_is_missing_not_damaged(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_episode(tmp_path / "absent.npz")
+
+
+def test_a_count_of_episodes_leaves_out_later_ones_and_must_be_there_whole(tmp_path, make_episode):
+    for index in (0, 1, 2, 3):
+        save_episode(tmp_path, make_episode(index, 5), index)
+    first = [episode.obs.tolist() for episode in load_episodes(tmp_path, count=2)]
+    assert first == [make_episode(index, 5).obs.tolist() for index in (0, 1)]
+    next(tmp_path.glob("episode-000001-*")).unlink()
+    with pytest.raises(ValueError, match="must hold 3 episodes by now, got 2: restore them"):
+        load_episodes(tmp_path, count=3)

@@ -136,3 +136,28 @@ def test_a_missing_matplotlib_names_the_extra(tmp_path, metrics, monkeypatch):
 def test_a_running_mean_is_the_mean_of_the_last_values(values, window):
     expected = [np.mean(values[max(0, n - window) : n]) for n in range(1, len(values) + 1)]
     np.testing.assert_allclose(running_mean(np.array(values), window), expected, atol=1e-6)
+
+
+def test_several_tasks_have_a_colour_each_with_their_own_evaluations_and_random_returns(tmp_path, drawn):
+    writer = MetricsWriter(tmp_path, [*COLUMNS, "task"], tensorboard=False)
+    for n in range(1, 5):
+        for task, worth in (("swingup", 10.0), ("balance", 100.0)):
+            writer.write({"env_steps": n, "kind": "train", "task": task, "episode_return": worth * n})
+            writer.write({"env_steps": n, "kind": "eval", "task": task, "eval_mean": worth + n, "eval_std": 1.0})
+    learning_curve(tmp_path / "curve.png", writer.path, random_return={"balance": 7.0})
+    axes = drawn[0].axes[0]
+    marks = {box.get_label(): box.lines[0] for box in axes.containers}
+    assert marks["swingup"].get_ydata().tolist() == [11.0, 12.0, 13.0, 14.0]
+    assert marks["balance"].get_ydata().tolist() == [101.0, 102.0, 103.0, 104.0]
+    assert marks["swingup"].get_color() != marks["balance"].get_color()
+    shown = [list(line.get_ydata()) for line in axes.get_lines()]
+    assert [10.0, 15.0, 20.0, 25.0] in shown  # the running mean of swingup's training episodes
+    assert [7.0, 7.0] in shown
+
+
+def test_one_task_is_drawn_as_a_run_without_names(tmp_path, drawn):
+    writer = MetricsWriter(tmp_path, [*COLUMNS, "task"], tensorboard=False)
+    writer.write({"env_steps": 1, "kind": "train", "task": "balance", "episode_return": 3.0})
+    learning_curve(tmp_path / "curve.png", writer.path, random_return={"balance": 7.0})
+    assert lines(drawn[0].axes[0])["random policy (7)"] == [7.0, 7.0]
+    assert lines(drawn[0].axes[0])["training episodes"].tolist() == [3.0]

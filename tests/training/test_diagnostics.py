@@ -15,6 +15,7 @@ from planet_lib import Episode, WorldModel, dequantise, to_uint8
 from planet_lib.training.diagnostics import open_loop, reconstruct
 from planet_lib.training.foresight import open_loop_error
 from planet_lib.training.presets import PRESETS, build_model
+from planet_lib.training.show import draw_episode
 
 LEVEL = 1 / 32  # of 5 bits, on a scale where black to white is 1
 
@@ -314,3 +315,15 @@ def test_episodes_shorter_than_the_length_count_for_nothing_but_the_mean_frame()
     assert alone.num_windows == both.num_windows == 1
     np.testing.assert_array_equal(alone.last_frame, both.last_frame)
     assert (alone.mean_frame != both.mean_frame).all()
+
+
+def test_all_pictures_of_an_episode_are_drawn_for_each_entry_with_pixels(tmp_path):
+    episode = make_episode(6)
+    model = build_model(PRESETS["cpu"], "rssm", {"eye": (3, 16, 16), "arm": (4,)}, 2)
+    both = episode._replace(obs={"eye": episode.obs, "arm": np.zeros((6, 4), np.float32)})
+    written = draw_episode(tmp_path / "first", model, both, context=9, length=20)
+    names = ["first-eye-reconstruction.mp4", "first-eye-open-loop.mp4", "first-eye-open-loop.png"]
+    assert [path.name for path in written] == names
+    assert all(path.stat().st_size > 500 for path in written)
+    vector = build_model(PRESETS["cpu"], "rssm", (4,), 2)
+    assert draw_episode(tmp_path / "second", vector, both._replace(obs=both.obs["arm"])) == []

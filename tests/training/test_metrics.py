@@ -226,3 +226,23 @@ def test_without_tensorboard_the_csv_is_written_and_one_line_says_so(tmp_path, m
     assert "\n" not in writer.notice
     assert read_metrics(tmp_path / "metrics.csv")["episode"].tolist() == [0]
     assert os.listdir(tmp_path) == ["metrics.csv"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own reader
+def test_events_of_several_tasks_have_curves_of_their_own(tmp_path):
+    pytest.importorskip("tensorboard")
+    writer = MetricsWriter(tmp_path, COLUMNS, group_column="kind")
+    writer.write({"env_steps": 1, "kind": "first", "loss_obs": 2.0})
+    writer.write({"env_steps": 2, "kind": "second", "loss_obs": 4.0})
+    writer.write({"env_steps": 3, "loss_obs": 8.0})
+    writer.close()
+    found = events(tmp_path)
+    assert found["loss/obs/first"] == [(1, 2.0)]
+    assert found["loss/obs/second"] == [(2, 4.0)]
+    assert found["loss/obs"] == [(3, 8.0)]
+
+
+def test_a_group_column_that_is_no_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="group_column must be one of columns, got 'task'"):
+        MetricsWriter(tmp_path, COLUMNS, group_column="task")
+    assert os.listdir(tmp_path) == []

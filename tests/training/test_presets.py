@@ -1,6 +1,8 @@
 """The presets: the paper's numbers, where each one comes from, and the parts they describe."""
 
+import argparse
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -10,8 +12,10 @@ from torch import nn
 from planet_lib.models._layers import ACTIVATIONS
 from planet_lib.training import check_settings
 from planet_lib.training.presets import (
+    MODEL_FIELDS,
     PRESETS,
     Preset,
+    add_flags,
     build_agent,
     build_model,
     build_objective,
@@ -336,3 +340,31 @@ def test_the_rnn_learns_more_slowly_in_the_preset_cpu_alone():
     assert get_preset("cpu", cell="rssm").learning_rate == 3e-3
     assert get_preset("cpu", cell="ssm").learning_rate == 3e-3
     assert dataclasses.replace(get_preset("paper", cell="rnn"), free_nats=3.0) == get_preset("paper")
+
+
+def test_every_field_of_a_preset_is_a_flag_with_its_value_and_help():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PRESETS["v1"])
+    assert vars(parser.parse_args([])) == PRESETS["v1"].settings()
+    changed = vars(parser.parse_args(["--window", "7", "--gru", "reset_after", "--kl-scale", "0.5"]))
+    assert (changed["window"], changed["gru"], changed["kl_scale"]) == (7, "reset_after", 0.5)
+    for item in dataclasses.fields(Preset):
+        assert item.metadata["help"] in " ".join(parser.format_help().split())
+
+
+def test_discrete_actions_are_planned_by_the_discrete_planner_and_no_other():
+    preset = dataclasses.replace(PRESETS["cpu"], num_candidates=7, num_elites=3, horizon=4, num_iterations=2)
+    agent = build_agent(preset, build_model(preset, "rssm", (5,), 3), one_hot=True)
+    planner = agent.planner
+    assert type(planner).__name__ == "DiscreteCEMPlanner"
+    assert (planner.action_dim, planner.horizon, planner.num_candidates, planner.num_elites) == (3, 4, 7, 3)
+    with pytest.raises(ValueError, match="planner must be cem where actions are discrete, got 'icem'"):
+        build_agent(dataclasses.replace(preset, planner="icem"), agent.model, one_hot=True)
+
+
+def test_the_fields_that_make_a_model_are_those_that_building_one_reads():
+    names = set(MODEL_FIELDS)
+    assert names <= {item.name for item in dataclasses.fields(Preset)}
+    source = inspect.getsource(inspect.getmodule(build_model))
+    read = {item.name for item in dataclasses.fields(Preset) if re.search(rf"\b{item.name}\b", source)}
+    assert names == read - {"continue_scale"} | {"image_size"}

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from planet_lib.training import check_extras, check_settings, choose_device
+from planet_lib.training import check_extras, check_renderer, check_settings, choose_device
 from planet_lib.training.presets import PRESETS
 
 
@@ -78,3 +78,10 @@ def test_extras_that_a_run_draws_with_are_named_only_where_they_are_needed(monke
     check_extras(pixels=False)
     with pytest.raises(ImportError, match=r"need imageio-ffmpeg, not installed here: .*planet-worldmodel\[train\]"):
         check_extras(pixels=True)
+
+
+def test_another_renderer_than_the_models_is_refused_unless_it_was_asked_for():
+    check_renderer("gl-tuned", "gl-tuned", told=False)
+    check_renderer("gl-tuned", "rays", told=True)
+    with pytest.raises(ValueError, match=r"renderer must be gl-tuned, .* got rays; say --renderer"):
+        check_renderer("gl-tuned", "rays", told=False)

@@ -1,23 +1,31 @@
-"""Collection: one episode of a policy in an environment, as arrays.
+"""Collection: episodes of a policy, in one environment or in many at once, as arrays.
 
-`run_episode` knows the environment's `reset` and `step` and calls the policy; it knows neither models nor planners nor
-where episodes go. Whatever the policy remembers (a filter's belief, a planner's last plan) travels through here as
-`state` and is never looked into.
+`run_episode` and `run_episodes` know the environment's `reset` and `step` and call the policy; they know neither models
+nor planners nor where episodes go. Whatever the policy remembers (a filter's belief, a planner's last plan) travels
+through here as `state` and is never looked into.
 
 Source: google-research/planet, `control/simulate.py` and `control/wrappers.py` (`CollectDataset`).
 Differences from the source: the final observation is recorded too, and each row holds the action and reward that led
 to its observation; termination and truncation stay apart; what enters is checked at the step where it enters.
 """
 
-from collections.abc import Callable, Mapping
+import operator
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from planet_lib.data._obs import FLOAT_IMAGE, check_names, looks_channels_last
-from planet_lib.types import Array, Episode, Observation
+from planet_lib.data._collect_checks import (
+    action_dim_of,
+    check_action,
+    check_vector_env,
+    checked_actions,
+)
+from planet_lib.data._record import Record, blank, row_of, tensors
+from planet_lib.types import Episode, Observation
 
 
 class Environment(Protocol):
@@ -32,15 +40,35 @@ class Environment(Protocol):
         ...
 
 
+class VectorEnvironment(Protocol):
+    """What `run_episodes` needs of several environments at once: Gymnasium's vector API without automatic resets.
+
+    B rows, one environment each. `step` leaves alone every row without a running episode, whatever its action. Where
+    infos["restarted"] [B] bool holds, the row's episode is lost, and it waits for its reset.
+    `planet_lib.envs.make_vector_env` makes one; Gymnasium's own fail when a row is stepped past its end.
+    """
+
+    num_envs: int
+
+    def reset(self, *, seed: list[int | None], options: dict[str, Any]) -> tuple[Any, Any]:
+        """Start episodes in the rows of options["reset_mask"]; return all observations [B, ...] and a dictionary."""
+        ...
+
+    def step(self, actions: Any, /) -> tuple[Any, Any, Any, Any, Any]:
+        """Take actions [B, A]; return observations, rewards, terminated, truncated, each [B, ...], and a dictionary."""
+        ...
+
+
 class Policy(Protocol):
     """Something that acts: observation, whether it is an episode's first, and its own state in; action and state out.
 
-    Shapes: obs [1, C, Y, X] uint8 or [1, N] float32, or a dictionary of such; is_first [1] bool; the action [1, A] in
-    [-1, 1]. The state is None at the first call of an episode, and then whatever the call before returned.
+    Shapes: obs [B, C, Y, X] uint8 or [B, N] float32, or a dictionary of such; is_first [B] bool; the action [B, A] in
+    [-1, 1]. B is 1 in `run_episode`, and the number of environments in `run_episodes`. The state is None at the first
+    call, and then whatever the call before returned; a row begins anew where is_first holds.
     """
 
     def __call__(self, obs: Observation, is_first: Tensor, state: Any, /) -> tuple[Tensor, Any]:
-        """Return the action for this observation, and the state for the next call."""
+        """Return the actions for these observations, and the state for the next call."""
         ...
 
 
@@ -84,42 +112,127 @@ def run_episode(
         >>> episode.obs.ravel().tolist(), episode.reward.tolist(), episode.terminated.tolist()
         ([3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0], [False, False, False, True])
     """
-    action_dim = _action_dim(env)
-    first = _checked_obs(env.reset(seed=seed)[0], 0, None)
-    rows_obs, rows_action, rows_reward = [first], [], [np.float32(0)]
+    action_dim = action_dim_of(getattr(env, "action_space", None), "env.action_space")
+    record = Record(env.reset(seed=seed)[0])
     state: Any = None
-    step, terminated, truncated = 0, False, False
+    terminated = truncated = False
     while not (terminated or truncated):
-        step += 1
+        step, where = record.steps + 1, record.next_step
         with torch.no_grad():
-            # A copy: a policy that writes into its input must not change the record.
-            given, state = policy(_tensors(rows_obs[-1]), torch.tensor([step == 1]), state)
-        action = _checked_action(given, step, action_dim)
+            given, state = policy(tensors([record.obs[-1]]), torch.tensor([step == 1]), state)
+        action = checked_actions(given, where, None, action_dim)[0]
+        check_action(action, where)
         action_dim = len(action)
-        next_obs, reward, ended, out_of_time, _ = env.step(action.copy())
-        rows_obs.append(_checked_obs(next_obs, step, first))
-        rows_action.append(action)
-        rows_reward.append(_checked_reward(reward, step))
+        obs, reward, ended, out_of_time, _ = env.step(action.copy())
+        record.add(action, obs, reward)
         terminated, truncated = bool(ended), bool(out_of_time)
         if on_step is not None:
             on_step(step)
-    rows = np.arange(step + 1)
-    return Episode(
-        obs=_stacked(rows_obs),
-        action=np.stack([np.zeros_like(rows_action[0]), *rows_action]),
-        reward=np.array(rows_reward, np.float32),
-        is_first=rows == 0,
-        terminated=(rows == step) & terminated,
-        truncated=(rows == step) & truncated,
-    )
+    return record.episode(terminated, truncated)
 
 
-def random_policy(action_dim: int, generator: np.random.Generator | torch.Generator) -> Policy:
-    """Return a policy that draws each action uniformly from [-1, 1), whatever it sees.
+def run_episodes(
+    env: VectorEnvironment,
+    policy: Policy,
+    *,
+    seeds: Sequence[int],
+    on_step: Callable[[int], object] | None = None,
+    on_episode: Callable[[int, Episode], object] | None = None,
+) -> list[Episode]:
+    """Run one episode for each seed on B environments at once, with one call of the policy per step for all of them.
+
+    The environments step together. One that has finished takes the next seed, and its row then has is_first; which one
+    that is depends on the lengths of the episodes, never on how fast a worker is. Rows are always B: one without work
+    keeps its last observation (zeros where it never had one), has is_first at every call, and its action is ignored.
+
+    Each episode equals `run_episode` of its seed where the policy treats rows alike and apart, and is not random. An
+    agent that draws its noise from one generator draws other noise in another row, and after a restart.
+
+    A restarted environment drops its unfinished episode and plays the same seed again.
+
+    Args:
+        env: several environments; see `VectorEnvironment`, and `Environment` for the observations of each.
+        policy: called as policy(obs, is_first, state), all [B, ...]; see `Policy`.
+        seeds: one for each episode.
+        on_step: called after each step of an environment with the number of steps so far, of all together: for
+            progress. Steps of lost episodes count.
+        on_episode: called as on_episode(number, episode) as soon as seeds[number] is played, so that it can be saved
+            before another fails.
+
+    Returns:
+        The episodes, in the order of `seeds`.
+
+    Raises:
+        TypeError, ValueError: as `run_episode`; each message names the seed and the step. Also an `env` that resets
+            its rows by itself, which loses final observations.
+
+    Example:
+        >>> import numpy as np
+        >>> class Countdowns:
+        ...     num_envs = 2
+        ...     def reset(self, *, seed, options):
+        ...         if not hasattr(self, "left"):
+        ...             self.left = np.zeros((2, 1))
+        ...         for row in np.flatnonzero(options["reset_mask"]):
+        ...             self.left[row] = seed[row]
+        ...         return self.left.copy(), {}
+        ...     def step(self, actions):
+        ...         self.left -= self.left > 0
+        ...         return self.left.copy(), np.ones(2), self.left[:, 0] == 0, np.zeros(2, bool), {}
+        >>> episodes = run_episodes(Countdowns(), random_policy(1, np.random.default_rng(0)), seeds=[3, 1, 2])
+        >>> [episode.obs.ravel().tolist() for episode in episodes]
+        [[3.0, 2.0, 1.0, 0.0], [1.0, 0.0], [2.0, 1.0, 0.0]]
+    """
+    check_vector_env(env)
+    action_dim = action_dim_of(getattr(env, "single_action_space", None), "env.single_action_space")
+    wanted = [operator.index(seed) for seed in seeds]
+    waiting, lost = deque(range(len(wanted))), dict[int, int]()
+    playing: dict[int, Record] = {}
+    last: list[Any] = [None] * env.num_envs
+    episodes: dict[int, Episode] = {}
+    state: Any = None
+    calls = steps = 0
+    while waiting or lost or playing:
+        _give_work(env, playing, waiting, lost, wanted, last)
+        begins = [row not in playing or playing[row].steps == 0 for row in range(env.num_envs)]
+        calls += 1
+        with torch.no_grad():
+            given, state = policy(tensors(last), torch.tensor(begins), state)
+        actions = checked_actions(given, f"call {calls} of the policy", env.num_envs, action_dim)
+        action_dim = actions.shape[1]
+        for row in range(env.num_envs):
+            if row in playing:
+                check_action(actions[row], playing[row].next_step)
+            else:
+                actions[row] = 0
+        obs, reward, terminated, truncated, info = env.step(actions.copy())
+        restarted = info.get("restarted", np.zeros(env.num_envs, np.bool_))
+        for row, record in list(playing.items()):
+            steps += 1
+            if not restarted[row]:
+                record.add(actions[row], row_of(obs, row), reward[row])
+                last[row] = record.obs[-1]
+            if on_step is not None:
+                on_step(steps)
+            if restarted[row]:
+                lost[row] = playing.pop(row).number
+            elif terminated[row] or truncated[row]:
+                number = playing.pop(row).number
+                episodes[number] = record.episode(bool(terminated[row]), bool(truncated[row]))
+                if on_episode is not None:
+                    on_episode(number, episodes[number])
+    return [episodes[number] for number in range(len(wanted))]
+
+
+def random_policy(
+    action_dim: int, generator: np.random.Generator | torch.Generator, *, one_hot: bool = False
+) -> Policy:
+    """Return a policy that draws each action uniformly from [-1, 1), whatever it sees; for any number of rows.
 
     Args:
         action_dim: A, the length of an action.
         generator: NumPy's or torch's (on the CPU); its seed makes the episodes repeat. It moves on with every action.
+        one_hot: whether an action is one of A choices, drawn uniformly, as a 1 among zeros.
 
     Raises:
         ValueError: where action_dim isn't positive.
@@ -131,6 +244,9 @@ def random_policy(action_dim: int, generator: np.random.Generator | torch.Genera
         >>> action, state = policy(torch.zeros(1, 3), torch.tensor([True]), None)
         >>> action.shape, state is None
         (torch.Size([1, 2]), True)
+        >>> choose = random_policy(4, torch.Generator().manual_seed(0), one_hot=True)
+        >>> choose(torch.zeros(3, 3), torch.ones(3, dtype=torch.bool), None)[0].sum(1).tolist()
+        [1.0, 1.0, 1.0]
     """
     if action_dim < 1:
         raise ValueError(f"action_dim must be greater than 0, got {action_dim}")
@@ -141,108 +257,47 @@ def random_policy(action_dim: int, generator: np.random.Generator | torch.Genera
         )
 
     def act(obs: Observation, is_first: Tensor, state: Any, /) -> tuple[Tensor, Any]:
-        """Draw an action; the arguments don't matter, and the state passes through."""
+        """Draw an action for each row; what is seen doesn't matter, and the state passes through."""
+        rows = len(is_first)
+        if one_hot:
+            if isinstance(generator, torch.Generator):
+                choice = torch.randint(action_dim, (rows,), generator=generator)
+            else:
+                choice = torch.from_numpy(generator.integers(action_dim, size=rows))
+            return torch.nn.functional.one_hot(choice, action_dim).float(), state
         if isinstance(generator, torch.Generator):
-            uniform = torch.rand(1, action_dim, generator=generator)
+            uniform = torch.rand(rows, action_dim, generator=generator)
         else:
-            uniform = torch.from_numpy(generator.random((1, action_dim), np.float32))
+            uniform = torch.from_numpy(generator.random((rows, action_dim), np.float32))
         return uniform.mul_(2).sub_(1), state
 
     return act
 
 
-def _action_dim(env: Environment) -> int | None:
-    """Return the length of the environment's actions, where it tells: else the first action decides."""
-    shape = getattr(getattr(env, "action_space", None), "shape", None)
-    if shape is None:
-        return None
-    if len(shape) != 1:
-        raise ValueError(f"env.action_space must be a Box of shape (A,), got shape {tuple(shape)}; flatten the actions")
-    return int(shape[0])
+def _give_work(
+    env: VectorEnvironment,
+    playing: dict[int, Record],
+    waiting: deque[int],
+    lost: dict[int, int],
+    seeds: list[int],
+    last: list[Any],
+) -> None:
+    """Start the next episodes in the rows that have none, all of them with one reset.
 
-
-def _tensors(obs: Array | dict[str, Array]) -> Observation:
-    """Return a copy of an observation as tensors [1, ...]."""
-    if isinstance(obs, dict):
-        return {name: torch.from_numpy(value.copy())[None] for name, value in obs.items()}
-    return torch.from_numpy(obs.copy())[None]
-
-
-def _stacked(rows: list[Any]) -> Array | dict[str, Array]:
-    """Return the rows of an episode as arrays [L, ...]."""
-    if isinstance(rows[0], dict):
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return np.stack(rows)
-
-
-def _checked_obs(given: Any, step: int, first: Array | dict[str, Array] | None) -> Array | dict[str, Array]:
-    """Return a copy of the environment's observation as uint8 and float32, or raise; all are like the first."""
-    name = f"step {step}: observation"
-    if not isinstance(given, Mapping):
-        if isinstance(first, dict):
-            kind = type(given).__name__
-            raise TypeError(f"{name} must be a dictionary with the entries {list(first)} as at reset, got {kind}")
-        return _checked_array(name, given, first)
-    if isinstance(first, np.ndarray):
-        raise TypeError(f"{name} must be {first.dtype} {list(first.shape)} as at reset, got a dictionary")
-    check_names(name, given)
-    if first is None:
-        return {key: _checked_array(f"{name}[{key!r}]", value, None) for key, value in given.items()}
-    if set(given) != set(first):
-        raise ValueError(
-            f"{name} must have the entries {list(first)} as at reset, got {list(given)}; give the same at every step"
-        )
-    return {key: _checked_array(f"{name}[{key!r}]", given[key], like) for key, like in first.items()}
-
-
-def _checked_array(name: str, given: Any, first: Array | None) -> Array:
-    """Return a copy of an observation, or of an entry, as uint8 or float32, or raise; all are like the first."""
-    if isinstance(given, Mapping):
-        raise TypeError(f"{name} must be an array, got a dictionary; flatten nested dictionaries into one")
-    obs = np.asarray(given)
-    is_float = np.issubdtype(obs.dtype, np.floating)
-    got = f"got {obs.dtype} {list(obs.shape)}"
-    if obs.dtype != np.uint8 and not is_float:
-        raise TypeError(f"{name} must be uint8 pixels or a float vector, got {obs.dtype}; convert it")
-    if is_float and obs.ndim == 3:
-        raise TypeError(f"{name} must be a uint8 image (C, Y, X) or a vector (N,) of floats, {got}; {FLOAT_IMAGE}")
-    if obs.ndim != (1 if is_float else 3) or 0 in obs.shape:
-        kind = "a vector (N,) of floats" if is_float else "a uint8 image (C, Y, X)"
-        raise ValueError(f"{name} must be {kind}, {got}")
-    if looks_channels_last(obs.shape):
-        raise ValueError(
-            f"{name} must be a uint8 image (C, Y, X), channels first, {got}, which is channels last; give "
-            "obs.transpose(2, 0, 1) (in torch, obs.movedim(-1, 0))"
-        )
-    if is_float:
-        with np.errstate(over="ignore"):  # what overflows becomes inf, which the next check names
-            obs = obs.astype(np.float32)
-        if not np.isfinite(obs).all():
-            raise ValueError(f"{name} must be finite in float32, got {obs[~np.isfinite(obs)][0]}")
-    if first is not None and (obs.shape != first.shape or obs.dtype != first.dtype):
-        expected = f"{first.dtype} {list(first.shape)}"
-        raise ValueError(f"{name} must be {expected} as at reset, got {obs.dtype} {list(obs.shape)}")
-    return obs.copy()
-
-
-def _checked_action(given: Any, step: int, action_dim: int | None) -> np.ndarray[Any, Any]:
-    """Return the policy's action [1, A] as float32 [A], or raise."""
-    if not isinstance(given, Tensor) or not given.is_floating_point():
-        got = f"a {given.dtype} tensor" if isinstance(given, Tensor) else type(given).__name__
-        raise TypeError(f"step {step}: action must be a floating tensor [1, A], got {got}")
-    if given.ndim != 2 or given.shape[0] != 1 or given.shape[1] != (action_dim or given.shape[1]):
-        size = "" if action_dim is None else f" with A={action_dim}"
-        raise ValueError(f"step {step}: action must be [1, A]{size}, got {list(given.shape)}")
-    action: np.ndarray[Any, Any] = given[0].detach().to("cpu", torch.float32).numpy().copy()
-    if not (np.abs(action) <= 1).all():
-        raise ValueError(f"step {step}: action must be finite and in [-1, 1], got {action.tolist()}; clip it")
-    return action
-
-
-def _checked_reward(given: Any, step: int) -> np.float32:
-    """Return the environment's reward as float32, or raise where it isn't one finite number."""
-    with np.errstate(over="ignore"):  # what overflows becomes inf, which is named below
-        reward = np.asarray(given, np.float32)
-    if reward.shape != () or not np.isfinite(reward):
-        raise ValueError(f"step {step}: reward must be one finite number, got {given}; the environment returned it")
-    return np.float32(reward)
+    A lost one begins again in its own row: where it fails there again and again, the environment gives up.
+    """
+    given = dict(lost)
+    lost.clear()
+    for row in range(env.num_envs):
+        if row not in playing and row not in given and waiting:
+            given[row] = waiting.popleft()
+    if not given:
+        return
+    seed = [seeds[given[row]] if row in given else None for row in range(env.num_envs)]
+    mask = np.array([row in given for row in range(env.num_envs)])
+    obs, _ = env.reset(seed=seed, options={"reset_mask": mask})
+    for row, number in given.items():
+        playing[row] = Record(row_of(obs, row), number, seeds[number])
+        last[row] = playing[row].obs[0]
+    unseen = blank(last[next(iter(given))])
+    last[:] = [unseen if seen is None else seen for seen in last]

@@ -6,11 +6,15 @@ act, on the device of the images, and the encoder and the image term of the obje
 entry. `to_uint8` goes the other way, to show reconstructions. None of them knows models, replay or environments.
 
 Source: Hafner et al. 2019 (arXiv:1811.04551), section 5, "5 bit depth"; google-research/planet, `tools/preprocess.py`.
-Differences from the source: the noise is drawn as bytes, eight to one draw of the generator, to save time. It
-therefore takes 256 evenly spaced values inside each level, at their centres, whose mean is that of the uniform
-distribution and whose variance is smaller by 1 / 65536 of it.
+Differences from the source, to save time: the noise is drawn as bytes, eight to one draw of the generator. It therefore
+takes 256 evenly spaced values inside each level, at their centres, whose mean is that of the uniform distribution and
+whose variance is smaller by 1 / 65536 of it. And a batch of many frames [T, B, ...] gets the exclusive or of three
+tables of fresh bytes, one row per t, one per b and one per t + b: each value is uniform and any five of them are
+independent, exactly, at a few percent of the draws.
 """
 
+import math
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -20,10 +24,16 @@ from planet_lib.types import Observation
 
 _BYTES_PER_DRAW = 8
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+_PIXELS_AT_ONCE = 2**17  # per thread: what stays in a core's own cache from one operation to the next
 
 
 def dequantise(
-    obs: Tensor, *, bits: int = 5, noise: Tensor | None = None, dtype: torch.dtype = torch.float32
+    obs: Tensor,
+    *,
+    bits: int = 5,
+    noise: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Turn uint8 pixels into floats of reduced bit depth, with noise that fills the gaps between the levels.
 
@@ -41,13 +51,14 @@ def dequantise(
         noise: [..., C, Y, X] floats in [0, 1), of the shape of `obs`, to replay or compare a conversion. Zeros give the
             lower edge of each level.
         dtype: the floating type of the result. The arithmetic of types narrower than float32 happens in float32.
+        out: where the result is written instead of new memory: contiguous, of its shape, type and device.
 
     Returns:
-        The images [..., C, Y, X], of `dtype`, on the device of `obs`.
+        The images [..., C, Y, X], of `dtype`, on the device of `obs`: `out` where it was given.
 
     Raises:
         TypeError: where obs is not uint8, or noise or dtype is not floating.
-        ValueError: where bits or the shape of noise doesn't fit.
+        ValueError: where bits, the shape of noise, or out doesn't fit.
 
     Source: google-research/planet, `tools/preprocess.py`.
 
@@ -60,15 +71,20 @@ def dequantise(
         >>> bool((image >= -0.5).all() and (image < 0.5).all())
         True
     """
-    _check_pixels(obs, bits, noise, dtype)
+    _check_pixels(obs, bits, noise, dtype, out)
     wide = dtype if dtype == torch.float64 else torch.float32
-    levels = obs >> (8 - bits)
     if noise is not None:
-        return levels.to(wide).add_(noise).mul_(2.0**-bits).sub_(0.5).to(dtype)
-    # Level and noise byte side by side in one int16 each: (level - middle) * 256 + byte, so that the only pass over
-    # floats is the last. Subtracting the middle wraps around in uint8, which is right once the byte is read as signed.
-    fixed_point = levels.sub_(2 ** (bits - 1)).view(torch.int8).to(torch.int16).mul_(256).add_(_random_bytes(obs))
-    return fixed_point.to(wide).add_(0.5).mul_(2.0 ** -(bits + 8)).to(dtype)
+        image = (obs >> (8 - bits)).to(wide).add_(noise).mul_(2.0**-bits).sub_(0.5)
+    elif not _is_grid(obs):
+        image = _noisy(obs, _random_bytes(obs, obs.shape), bits, wide)
+    elif obs.device.type != "cpu" or torch.compiler.is_compiling():
+        by_t, by_b, by_both = _noise_tables(obs)
+        diagonals = by_both.unfold(0, obs.shape[1], 1).movedim(-1, 1)  # [t, b] -> by_both[t + b]
+        image = _noisy(obs, (by_t[:, None] ^ by_b ^ diagonals).view(obs.shape), bits, wide)
+    else:
+        image = torch.empty(obs.shape, dtype=dtype, device=obs.device) if out is None else out
+        return _dequantise_in_pieces(obs, bits, wide, image)
+    return image.to(dtype) if out is None else out.copy_(image)
 
 
 @overload
@@ -165,15 +181,72 @@ def _prepare(name: str, obs: object, bits: int, noise: Tensor | None, dtype: tor
     return obs
 
 
-def _random_bytes(like: Tensor) -> Tensor:
-    """Draw uniform bytes of the shape and device of `like`, eight per 64-bit draw: the generator is the slow part."""
-    count = like.numel()
+def _noisy(obs: Tensor, noise: Tensor, bits: int, wide: torch.dtype) -> Tensor:
+    """Put pixels and bytes of noise together: (level + (noise + 1/2) / 256) / 2^bits - 1/2, exact in every step."""
+    kept = (obs & _leading(bits)).to(wide)  # the level, times 2^(8 - bits)
+    return kept.add_(noise.to(wide), alpha=2.0**-bits).mul_(2.0**-8).add_(2.0 ** -(bits + 9) - 0.5)
+
+
+def _dequantise_in_pieces(obs: Tensor, bits: int, wide: torch.dtype, image: Tensor) -> Tensor:
+    """Do what `_noisy` does with the noise of a grid, a few rows at a time, so that each stays in the cache."""
+    by_t, by_b, by_both = _noise_tables(obs)
+    num_t, num_b, size = len(by_t), len(by_b), by_t.shape[1]
+    rows = min(max(_PIXELS_AT_ONCE * torch.get_num_threads() // size, 1), num_b)
+    noise = torch.empty(rows, size, dtype=torch.uint8)
+    floats, images = torch.empty(rows, size, dtype=wide), image.view(num_t, num_b, size)
+    wider = None if image.dtype == wide else torch.empty_like(floats)
+    shift = torch.tensor(2.0 ** -(bits + 9) - 0.5, dtype=wide)
+    for start in range(0, num_b, rows):  # outside, so that the rows of the tables stay in the cache as well
+        stop = min(start + rows, num_b)
+        random, float_noise = noise[: stop - start], floats[: stop - start]
+        for t in range(num_t):
+            here = images[t, start:stop]
+            piece = here if wider is None else wider[: stop - start]
+            torch.bitwise_xor(by_both[t + start : t + stop], by_t[t], out=random).bitwise_xor_(by_b[start:stop])
+            piece.copy_(obs[t, start:stop].flatten(1) & _leading(bits))
+            piece.add_(float_noise.copy_(random), alpha=2.0**-bits)
+            torch.add(shift, piece, alpha=2.0**-8, out=piece)
+            if wider is not None:
+                here.copy_(piece)
+    return image
+
+
+def _leading(bits: int) -> int:
+    """The mask of the leading bits of a byte."""
+    return 256 - (1 << (8 - bits))
+
+
+def _is_grid(obs: Tensor) -> bool:
+    """Tell whether tables for the two leading axes save most of the draws; reads the shape only."""
+    if obs.ndim < 3:
+        return False
+    num_t, num_b = obs.shape[:2]
+    return 8 * (num_t + num_b) < num_t * num_b
+
+
+def _noise_tables(obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the bytes whose exclusive or is the noise of row [t, b]: number t, number b and number t + b of the three.
+
+    A set of rows whose noise cancels has each row of each table an even number of times. Two rows can't, and neither
+    can four: they would be the corners of a rectangle, whose t + b are not pairwise the same. Hence any five are
+    independent.
+    """
+    num_t, num_b = obs.shape[:2]
+    counts = [num_t, num_b, num_t + num_b - 1]
+    size = obs[0, 0].numel()
+    by_t, by_b, by_both = torch.split(_random_bytes(obs, (sum(counts), size)), counts)
+    return by_t, by_b, by_both
+
+
+def _random_bytes(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Draw uniform bytes on the device of `like`, eight per 64-bit draw: the generator is the slow part."""
+    count = math.prod(shape)
     draws = (count + _BYTES_PER_DRAW - 1) // _BYTES_PER_DRAW
     words = torch.randint(_LOWEST, _HIGHEST, (draws,), dtype=torch.int64, device=like.device)
-    return words.view(torch.uint8)[:count].view(like.shape)
+    return words.view(torch.uint8)[:count].view(shape)
 
 
-def _check_pixels(obs: Tensor, bits: int, noise: Tensor | None, dtype: torch.dtype) -> None:
+def _check_pixels(obs: Tensor, bits: int, noise: Tensor | None, dtype: torch.dtype, out: Tensor | None) -> None:
     """Raise for arguments that `dequantise` can't convert; reads types and shapes only."""
     if not isinstance(obs, Tensor) or obs.dtype != torch.uint8:
         raise TypeError(
@@ -189,6 +262,13 @@ def _check_pixels(obs: Tensor, bits: int, noise: Tensor | None, dtype: torch.dty
             raise TypeError(f"noise must be a floating tensor with values in [0, 1), got {_describe(noise)}")
         if noise.shape != obs.shape:
             raise ValueError(f"noise must have the shape of obs, {list(obs.shape)}, got {list(noise.shape)}")
+    if out is not None:
+        fits = isinstance(out, Tensor) and (out.shape, out.dtype, out.device) == (obs.shape, dtype, obs.device)
+        if not fits or not out.is_contiguous():
+            got = f"{list(out.shape)} on {out.device}" if isinstance(out, Tensor) else "none"
+            raise ValueError(
+                f"out must be {dtype} {list(obs.shape)}, contiguous on {obs.device}, got {_describe(out)}, {got}"
+            )
 
 
 def _describe(value: object) -> str:

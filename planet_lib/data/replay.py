@@ -1,58 +1,67 @@
-"""Replay: episodes in one block of memory, windows of them out, time first.
+"""Replay: episodes in one block of memory or in mapped files, windows of them out, time first.
 
-`SequenceReplay` knows episodes and windows. It knows no environment, model, device or file (`episodes.py` keeps the
-files). Images stay uint8, each frame once: the final observation is a row like any other, so no second array of next
-observations exists.
+`SequenceReplay` knows episodes, their rows and windows. It knows no environment and no model. Images stay uint8, each
+frame once: the final observation is a row like any other, so no second array of next observations exists.
 
 Source: google-research/planet, `tools/numpy_episodes.py` (a window: a random episode, then a random offset);
 Kaixhin/PlaNet, `memory.py` (a ring of steps).
-Differences from the sources: a fixed number of rows, of which the oldest whole episodes make room for new ones; windows
-never cross from one episode into the next; sampling touches no Python object per step or episode.
+Differences from the sources: a fixed number of rows or bytes, of which the oldest whole episodes make room for new
+ones; windows cross from one episode into the next only where that is asked for; short episodes are padded and masked;
+sampling touches no Python object per step or episode.
 """
 
-import operator
-from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
+from torch import Tensor
 
-from planet_lib._shapes import check_positive
+from planet_lib._shapes import check_choice, check_count
 from planet_lib.data._checks import check_episode
-from planet_lib.data._obs import check_names, dtype_of, flat_fields, looks_channels_last, nested_obs
-from planet_lib.types import Batch, Episode
+from planet_lib.data._obs import dtype_of, flat_fields
+from planet_lib.data._ring import INDEX_BYTES, UNIFORM, Part, Uniform
+from planet_lib.data._sizes import checked_shapes, rows_per_part
+from planet_lib.data._steps import check_steps
+from planet_lib.data._store import DirectoryStore, MemoryStore, read_ring, write_ring
+from planet_lib.data._windows import Sampler, stored_episodes
+from planet_lib.types import Array, Batch, Episode
 
-
-class _Windows(NamedTuple):
-    """Where windows of one length may start: per episode that is long enough, its first row and how many windows."""
-
-    starts: np.ndarray[Any, Any]
-    counts: np.ndarray[Any, Any]
-    ends: np.ndarray[Any, Any]
+_FLAGS = ("is_first", "terminated", "truncated")
 
 
 class SequenceReplay:
-    """A ring of whole episodes in preallocated arrays, from which windows are sampled.
+    """A ring of episodes in preallocated arrays, from which windows are sampled.
 
-    Room for `capacity` rows is reserved at once, and touched by the operating system only as it fills. When a new
-    episode doesn't fit, the oldest whole episodes make room, so that `num_steps` never exceeds `capacity`. An episode
-    may lie across the end of the ring; a window may not cross the end of an episode.
+    Room for `capacity` rows is reserved at once, and touched by the operating system only as it fills. When new rows
+    don't fit, the oldest whole episodes make room. An episode may lie across the end of the ring. Episodes come in
+    whole (`add`), or row by row from `num_envs` environments at once (`append`), each of which has an equal part of
+    the ring; the rows of a running episode can be sampled at once.
+
+    With a `directory` the arrays are files there, mapped into memory, and outlive the process: a replay of the same
+    sizes that opens the directory again goes on with the finished episodes. A process that is killed at any moment
+    loses the running ones alone (after a power failure, also what the operating system had not yet written).
 
     Args:
-        capacity: rows to hold, at most; an episode of n environment steps has n + 1 rows.
+        capacity: rows to hold, at most; an episode of n environment steps has n + 1 rows. None leaves it to max_bytes.
+        max_bytes: bytes to hold, at most, index included; where both are given, the smaller counts.
         obs_shape: the shape of one observation: (C, Y, X) for pixels, channels first, (N,) for vectors, or a mapping
             from names to such shapes where observations are dictionaries.
         action_dim: A, the length of an action.
         obs_dtype: None takes what the shape says: uint8 for (C, Y, X), float32 for (N,). There are no others, so a
             type that is given (by name where the shapes are) is only held against them.
+        num_envs: N, into how many equal parts the ring is split.
+        directory: where the arrays are kept, made if it is missing; None keeps them in memory.
         seed: starts the sampler's own generator; nothing else in the program moves it.
 
     Raises:
-        ValueError: where a size isn't positive, a shape is neither (C, Y, X) nor (N,) or looks like channels last, or a
-            name is empty or has a slash, backslash or dot in it.
+        ValueError: where a size isn't positive, a shape is neither (C, Y, X) nor (N,) or looks like channels last, a
+            name is empty or has a slash, backslash or dot in it, or the directory holds a replay of other sizes.
         TypeError: where obs_dtype is not that of the shape, or a name is no string.
+        BlockingIOError: where another replay has the directory open.
 
     Example:
         >>> import numpy as np
@@ -67,133 +76,254 @@ class SequenceReplay:
 
     def __init__(
         self,
-        capacity: int,
+        capacity: int | None = None,
         *,
+        max_bytes: int | None = None,
         obs_shape: Sequence[int] | Mapping[str, Sequence[int]],
         action_dim: int,
         obs_dtype: DTypeLike | Mapping[str, DTypeLike] | None = None,
+        num_envs: int = 1,
+        directory: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
-        check_positive(capacity=capacity, action_dim=action_dim)
-        self._obs_shape = _checked_shapes(obs_shape, obs_dtype)
+        check_count(action_dim=action_dim)
+        self._obs_shape = checked_shapes(obs_shape, obs_dtype)
         self._flat_shapes: dict[str, tuple[int, ...]] = flat_fields({"obs": self._obs_shape})
-        self._arrays = {
-            **{name: np.empty((capacity, *shape), dtype_of(shape)) for name, shape in self._flat_shapes.items()},
-            "action": np.empty((capacity, action_dim), np.float32),
-            "reward": np.empty(capacity, np.float32),
-            "is_first": np.empty(capacity, np.bool_),
-            "terminated": np.empty(capacity, np.bool_),
+        self._action_dim = action_dim
+        fields: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            **{name: (shape, dtype_of(shape)) for name, shape in self._flat_shapes.items()},
+            "action": ((action_dim,), np.dtype(np.float32)),
+            "reward": ((), np.dtype(np.float32)),
+            **dict.fromkeys(_FLAGS, ((), np.dtype(np.bool_))),
         }
-        # Views on the same memory, one row of numbers per step: torch gathers those on all its threads.
-        self._rows = {name: torch.from_numpy(array).view(capacity, -1) for name, array in self._arrays.items()}
-        self._episodes: deque[tuple[int, int]] = deque()  # (first row, length), oldest first
-        self._windows: dict[int, _Windows] = {}  # by window length, until the next episode comes in
-        self._next_row = 0
-        self._num_steps = 0
-        self._generator = np.random.Generator(np.random.PCG64(seed))
+        row_bytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in fields.values())
+        size = rows_per_part(capacity, max_bytes, num_envs, row_bytes + INDEX_BYTES, INDEX_BYTES)
+        self._parts = [Part(size) for _ in range(num_envs)]
+        self._is_closed = False
+        self._store: MemoryStore | DirectoryStore
+        if directory is None:
+            self._store = MemoryStore(size * num_envs, fields)
+        else:
+            self._store = DirectoryStore(directory, size * num_envs, fields, num_envs)
+        whole = self._store.arrays
+        self._arrays = {name: array.reshape(num_envs, size, *array.shape[1:]) for name, array in whole.items()}
+        for part, flags, (first, count) in zip(self._parts, self._arrays["is_first"], self._store.spans, strict=False):
+            part.restore(first, read_ring(flags, first, count))
+        self._sampler = Sampler(whole, self._flat_shapes, self._parts, seed)
 
     @property
     def capacity(self) -> int:
-        """The rows that fit."""
-        return len(self._arrays["reward"])
+        """The rows that fit, in all parts together."""
+        return sum(part.rows for part in self._parts)
 
     @property
     def num_steps(self) -> int:
         """The rows stored, first and final observations included."""
-        return self._num_steps
+        return sum(part.used for part in self._parts)
 
     @property
     def num_episodes(self) -> int:
-        """The episodes stored."""
-        return len(self._episodes)
+        """The episodes stored, running ones included."""
+        return sum(part.newest - part.oldest for part in self._parts)
 
     @property
     def nbytes(self) -> int:
-        """The bytes reserved for `capacity` rows: what a full replay occupies."""
-        return sum(array.nbytes for array in self._arrays.values())
+        """The bytes reserved for `capacity` rows and their index: what a full replay occupies."""
+        return sum(array.nbytes for array in self._arrays.values()) + sum(part.nbytes for part in self._parts)
 
     def add(self, episode: Episode) -> None:
         """Copy an episode in; the oldest ones make room.
 
         Everything about the episode is checked before anything changes: shapes, types, finite numbers, actions in
-        [-1, 1], `is_first` and zero action and reward at row 0, `terminated` and `truncated` at the last row only.
+        [-1, 1], `is_first` and zero action and reward at row 0, `terminated` and `truncated` at the last row only. It
+        goes into the part that holds the fewest rows among those where no episode is running.
 
         Args:
-            episode: L rows, at most `capacity`; L = 1, a mere reset, is an episode too.
+            episode: L rows, at most capacity / num_envs; L = 1, a mere reset, is an episode too.
 
         Raises:
             TypeError: where a field isn't an array of its type.
-            ValueError: where a shape or value is wrong, or the episode is longer than the capacity.
+            ValueError: where a shape or value is wrong, the episode is longer than a part, or one is running in each.
         """
-        check_episode(episode, obs_shape=self._obs_shape, action_dim=self._arrays["action"].shape[1])
-        length = len(episode.reward)
-        if length > self.capacity:
-            raise ValueError(f"episode must have at most capacity={self.capacity} rows, got {length}; raise capacity")
-        while self._num_steps + length > self.capacity:
-            self._num_steps -= self._episodes.popleft()[1]
-        start = self._next_row
-        head = min(length, self.capacity - start)  # the rows before the end of the ring; the others go to its front
-        fields = flat_fields(episode._asdict())
+        check_episode(episode, obs_shape=self._obs_shape, action_dim=self._action_dim)
+        length, limit = len(episode.reward), self._parts[0].rows
+        if length > limit:
+            what = f"capacity={limit}" if len(self._parts) == 1 else f"capacity / num_envs = {limit}"
+            raise ValueError(f"episode must have at most {what} rows, got {length}; raise capacity")
+        free = [number for number, part in enumerate(self._parts) if not part.is_open]
+        if not free:
+            raise ValueError("add must find a part where no episode is running, got none; finish one with append")
+        self._prepare_to_write()
+        number = min(free, key=lambda index: self._parts[index].used)
+        part, fields = self._parts[number], flat_fields(episode._asdict())
+        if part.make_room(length):
+            self._publish()
         for name, array in self._arrays.items():
-            rows = fields[name]
-            array[start : start + head] = rows[:head]
-            array[: length - head] = rows[head:]
-        self._episodes.append((start, length))
-        self._next_row = (start + length) % self.capacity
-        self._num_steps += length
-        self._windows.clear()
+            write_ring(array[number], part.head % limit, fields[name])
+        part.begin()
+        part.grow(length)
+        part.finish()
+        self._publish()
 
-    def sample(self, batch_size: int, length: int, *, uniform: Literal["episodes", "steps"] = "episodes") -> Batch:
+    def extend(self, episodes: Iterable[Episode]) -> None:
+        """Add episodes one after the other; one that is wrong raises as in `add`, and those before it stay."""
+        for episode in episodes:
+            self.add(episode)
+
+    def append(
+        self,
+        obs: Array | Tensor | Mapping[str, Array | Tensor],
+        action: Array | Tensor,
+        reward: Array | Tensor,
+        is_first: Array | Tensor,
+        terminated: Array | Tensor,
+        truncated: Array | Tensor,
+    ) -> None:
+        """Copy one row of every environment in; the oldest episodes make room, each in its own part.
+
+        A row with `is_first` begins an episode, and ends one that was still running; one with `terminated` or
+        `truncated` ends it. Where a running episode fills its whole part, it loses its own oldest rows, and the first
+        of those that remain has `is_first` False. Everything is checked before anything changes.
+
+        Args:
+            obs: [N, C, Y, X] uint8 or [N, M] float32, or a dictionary of such; N = num_envs, arrays or tensors.
+            action: [N, A] floats in [-1, 1], the ones that led to `obs`; zero where is_first holds.
+            reward: [N] floats, likewise.
+            is_first: [N] bool, where an episode begins.
+            terminated: [N] bool, where the task ended.
+            truncated: [N] bool, where the clock ran out.
+
+        Raises:
+            TypeError: where a field isn't an array or tensor of its type.
+            ValueError: where a shape or value is wrong, or is_first is missing where no episode is running.
+        """
+        given = {"obs": obs, "action": action, "reward": reward}
+        given |= {"is_first": is_first, "terminated": terminated, "truncated": truncated}
+        rows = check_steps(given, self._flat_shapes, self._action_dim, len(self._parts))
+        lost = [number for number, part in enumerate(self._parts) if not part.is_open and not rows["is_first"][number]]
+        if lost:
+            raise ValueError(f"is_first must hold where no episode is running, got False in environment {lost[0]}")
+        self._prepare_to_write()
+        has_news = bool((rows["is_first"] & np.array([part.is_open for part in self._parts])).any())
+        for part, begins in zip(self._parts, rows["is_first"], strict=True):
+            if begins:
+                part.finish()
+        dropped = [part.make_room(1) for part in self._parts]
+        if any(dropped) or has_news:
+            self._publish()
+        places = np.array([part.head % part.rows for part in self._parts])
+        for name, array in self._arrays.items():
+            array[np.arange(len(places)), places] = rows[name]
+        ends = rows["terminated"] | rows["truncated"]
+        for part, begins, ended in zip(self._parts, rows["is_first"], ends, strict=True):
+            if begins:
+                part.begin()
+            part.grow(1)
+            if ended:
+                part.finish()
+        if ends.any():
+            self._publish()
+
+    def sample(
+        self,
+        batch_size: int,
+        length: int,
+        *,
+        uniform: Uniform = "episodes",
+        across: bool = False,
+        out: Batch | None = None,
+    ) -> Batch:
         """Draw windows of consecutive rows, with replacement.
 
-        Every window lies inside one episode; episodes shorter than `length` are skipped. "episodes" draws an episode
-        uniformly, then a start in it uniformly: the rule of the paper's code, the default for the sake of its numbers.
-        "steps" draws uniformly among all windows, so that where lengths differ long episodes count for more, and a row
-        of a short one isn't seen more often than others. With episodes of one length the two are the same.
+        "episodes" draws an episode uniformly, then a start in it uniformly: the rule of the paper's code, the default
+        for the sake of its numbers. "steps" draws uniformly among all windows, so that where lengths differ long
+        episodes count for more, and a row of a short one isn't seen more often than others. With episodes of one length
+        the two are the same.
+
+        An episode with fewer rows than `length` has one window: all of it, then zeros with `mask` False.
 
         Args:
             batch_size: B, the number of windows.
             length: T, the rows of each.
             uniform: "episodes" or "steps".
+            across: False keeps every window inside one episode. True lets it run on into the episodes that were stored
+                next in the same part, whose first row has `is_first`; windows then start at any row that has `length`
+                rows from there on ("episodes": at any row, moved back where fewer follow), and only a part that holds
+                fewer rows pads.
+            out: an earlier batch of the same sizes, to be overwritten and returned, instead of new memory.
 
         Returns:
             A `Batch` [T, B, ...] on the CPU, a copy: observations of the stored type, a dictionary where `obs_shape` is
-            a mapping; `mask` all True.
+            a mapping; `mask` True but on rows that pad.
 
         Raises:
-            ValueError: where no stored episode has `length` rows, or an argument is out of range.
+            ValueError: where nothing is stored, an argument is out of range, or `out` doesn't fit.
         """
-        check_positive(batch_size=batch_size, length=length)
-        if uniform not in ("episodes", "steps"):
-            raise ValueError(f'uniform must be "episodes" or "steps", got {uniform!r}')
-        windows = self._windows_of(length)
-        if uniform == "episodes":
-            chosen = self._generator.integers(0, len(windows.starts), batch_size)
-            offset = self._generator.integers(0, windows.counts[chosen])
-        else:
-            window = self._generator.integers(0, windows.ends[-1], batch_size)
-            chosen = np.searchsorted(windows.ends, window, side="right")
-            offset = window - (windows.ends - windows.counts)[chosen]
-        rows = (windows.starts[chosen] + offset + np.arange(length)[:, None]) % self.capacity
-        index = torch.from_numpy(rows.ravel())
-        fields = {name: torch.index_select(flat, 0, index) for name, flat in self._rows.items()}
-        shape = (length, batch_size)
-        return Batch(
-            obs=nested_obs({name: fields[name].view(*shape, *size) for name, size in self._flat_shapes.items()}),
-            action=fields["action"].view(*shape, -1),
-            reward=fields["reward"].view(shape),
-            is_first=fields["is_first"].view(shape),
-            terminated=fields["terminated"].view(shape),
-            mask=torch.ones(shape, dtype=torch.bool),
+        check_count(batch_size=batch_size, length=length)
+        check_choice("uniform", uniform, UNIFORM)
+        if out is not None:
+            self._sampler.check(out, batch_size, length)
+        drawn = self._sampler.draw(batch_size, length, uniform=uniform, across=across)
+        return self._sampler.copy(drawn, self._sampler.empty(batch_size, length) if out is None else out)
+
+    def batches(
+        self,
+        batch_size: int,
+        length: int,
+        count: int,
+        *,
+        prefetch: int = 2,
+        reuse: bool = False,
+        device: torch.device | str | None = None,
+        uniform: Uniform = "episodes",
+        across: bool = False,
+    ) -> Iterator[Batch]:
+        """Sample `count` batches, the next ones of which a background thread copies while one is in use.
+
+        They are those that `count` calls of `sample` would return. What a batch holds is drawn in the caller's thread,
+        `prefetch` batches before it is asked for; `add` and `append` wait for the copies that are under way. Where the
+        iterator is left early, the sampler goes on as if those that nobody asked for had not been drawn (unless others
+        were drawn in between).
+
+        Args:
+            batch_size: as in `sample`, like length, uniform and across.
+            length: T.
+            count: how many batches there will be.
+            prefetch: how many are copied ahead; 0 starts no thread.
+            reuse: True lets buffers go round: a batch is valid until the next one is asked for.
+            device: where the batches are sent; to a graphics card from pinned memory, without waiting.
+            uniform: "episodes" or "steps".
+            across: whether windows run on over the ends of episodes.
+
+        Raises:
+            ValueError: where an argument is out of range; once the first batch is asked for, where nothing is stored.
+        """
+        sent_to = None if device is None else torch.device(device)
+        check_count(batch_size=batch_size, length=length)
+        check_choice("uniform", uniform, UNIFORM)
+        if count < 0 or prefetch < 0:
+            raise ValueError(f"count and prefetch must be at least 0, got {count} and {prefetch}")
+        drawing = partial(self._sampler.draw, batch_size, length, uniform=uniform, across=across)
+        return self._sampler.batches(
+            drawing, batch_size, length, count=count, ahead=prefetch, reuse=reuse, device=sent_to
         )
+
+    def episodes(self) -> Iterator[Episode]:
+        """Return what is stored, one episode at a time, oldest first, part by part: copies of the finished ones.
+
+        An episode that lost its beginning (see `append`) is left out: it isn't whole. Add nothing meanwhile.
+        """
+        for number, part in enumerate(self._parts):
+            arrays = {name: array[number] for name, array in self._arrays.items()}
+            yield from stored_episodes(part, arrays, list(self._flat_shapes))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's random state, in plain strings and integers that safe checkpoint loading accepts.
 
-        The episodes aren't in it: they are files (`save_episode`). The same episodes, added in the same order, and this
-        state continue the same samples.
+        The episodes aren't in it: they are files (`save_episode`, or those of `directory`). The same episodes, added in
+        the same order, and this state continue the same samples.
         """
-        return {"generator": self._generator.bit_generator.state}
+        return {"generator": self._sampler.generator.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a random state that `state_dict` returned.
@@ -201,65 +331,34 @@ class SequenceReplay:
         Raises:
             ValueError: where it is no such state; the present one stays.
         """
-        fresh = np.random.PCG64(0)
-        try:
-            fresh.state = state["generator"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state must be what SequenceReplay.state_dict() returned, got {state!r:.80}") from error
-        self._generator = np.random.Generator(fresh)
+        self._sampler.load(state)
 
-    def _windows_of(self, length: int) -> _Windows:
-        """Return where windows of `length` rows may start, computed once per added episode and length."""
-        if length not in self._windows:
-            starts, lengths = np.array(self._episodes, np.int64).reshape(-1, 2).T
-            fits = lengths >= length
-            if not fits.any():
-                longest = f"the longest of {len(lengths)} has {lengths.max()}" if len(lengths) else "none is stored"
-                raise ValueError(
-                    f"no episode has length={length} rows ({longest}): lower length or add longer episodes"
-                )
-            counts = lengths[fits] - length + 1
-            self._windows[length] = _Windows(starts=starts[fits], counts=counts, ends=np.cumsum(counts))
-        return self._windows[length]
+    def clear(self) -> None:
+        """Forget all rows, running episodes included; the sampler's random state stays."""
+        self._prepare_to_write()
+        self._parts[:] = [Part(part.rows) for part in self._parts]
+        self._publish()
 
+    def __enter__(self) -> Self:
+        """Return the replay, which is closed at the end of its block."""
+        return self
 
-def _checked_shapes(
-    obs_shape: Sequence[int] | Mapping[str, Sequence[int]], obs_dtype: DTypeLike | Mapping[str, DTypeLike] | None
-) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
-    """Return the shapes as tuples, by name where they are, or raise; the types must be the ones that shapes have."""
-    if not isinstance(obs_shape, Mapping):
-        if isinstance(obs_dtype, Mapping):
-            raise TypeError(f"obs_dtype must be one type, as obs_shape is one shape, got {obs_dtype}")
-        return _checked_shape("obs_shape", obs_shape, "obs_dtype", obs_dtype)
-    check_names("obs_shape", obs_shape)
-    dtypes: Any = dict.fromkeys(obs_shape) if obs_dtype is None else obs_dtype
-    if not isinstance(dtypes, Mapping):
-        raise TypeError(f"obs_dtype must be None or a mapping with the entries of obs_shape, got {obs_dtype!r}")
-    if set(dtypes) != set(obs_shape):
-        raise ValueError(f"obs_dtype must have the entries {list(obs_shape)} of obs_shape, got {list(dtypes)}")
-    return {
-        name: _checked_shape(f"obs_shape[{name!r}]", shape, f"obs_dtype[{name!r}]", dtypes[name])
-        for name, shape in obs_shape.items()
-    }
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
+    def close(self) -> None:
+        """Hand a `directory` to the disk and to whoever opens it next; nothing can be added from then on."""
+        self._is_closed = True
+        self._sampler.settle()
+        self._store.close()
 
-def _checked_shape(shape_name: str, given: Sequence[int], dtype_name: str, dtype: DTypeLike | None) -> tuple[int, ...]:
-    """Return one shape as a tuple, or raise where it or its type is none that observations have."""
-    try:
-        shape = tuple(operator.index(size) for size in given)
-    except TypeError as error:
-        raise TypeError(f"{shape_name} must be (C, Y, X) or (N,), whole numbers, got {given!r}") from error
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise ValueError(f"{shape_name} must be (C, Y, X) or (N,), of positive sizes, got {shape}")
-    if looks_channels_last(shape):
-        first = (shape[2], *shape[:2])
-        raise ValueError(
-            f"{shape_name} must be (C, Y, X), channels first, got {shape}; give {first}, and images as "
-            "obs.transpose(2, 0, 1) (in torch, obs.movedim(-1, 0))"
-        )
-    if dtype is not None and np.dtype(dtype) != dtype_of(shape):
-        raise TypeError(
-            f"{dtype_name} must be uint8 for pixels (C, Y, X) and float32 for vectors (N,), got {np.dtype(dtype)} for "
-            f"{shape}; leave it out"
-        )
-    return shape
+    def _prepare_to_write(self) -> None:
+        """Wait for copies that are under way, whose rows may be overwritten."""
+        if self._is_closed:
+            raise ValueError("replay must be open to be added to, got one that was closed; open its directory again")
+        self._sampler.settle()
+
+    def _publish(self) -> None:
+        """Tell the store which rows hold finished episodes."""
+        self._store.publish([(part.tail % part.rows, part.finished_rows) for part in self._parts])

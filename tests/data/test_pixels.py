@@ -1,16 +1,34 @@
 """Bytes to floats and back: exact levels, uniform noise, and the inverse."""
 
+from functools import reduce
+from itertools import combinations
+from operator import xor
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from planet_lib.data import dequantise, prepare, to_uint8
+from planet_lib.data import pixels as pixels_module
 
 pixels = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5, max_side=5)).map(torch.from_numpy)
 every_byte = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def small_pieces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels_module, "_PIXELS_AT_ONCE", 200)
+        yield
+
+
+def replay_seed(seed, call):
+    """What a call returns when torch's generator starts from a seed."""
+    torch.manual_seed(seed)
+    return call()
 
 
 def levels(image, bits):
@@ -93,14 +111,87 @@ def test_no_pixels_give_no_image():
     assert dequantise(torch.zeros(0, 3, 4, 4, dtype=torch.uint8)).shape == (0, 3, 4, 4)
 
 
+grid = st.tuples(st.integers(18, 24), st.integers(18, 40), st.integers(1, 3), st.integers(1, 9))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@settings(max_examples=20)
+@given(shape=grid, bits=st.integers(1, 8), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_many_frames_get_the_same_images_in_pieces_and_whole(shape, bits, dtype):
+    obs = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert pixels_module._is_grid(obs)
+    by_t, by_b, by_both = replay_seed(5, lambda: pixels_module._noise_tables(obs))
+    noise = torch.stack(
+        [torch.stack([by_t[t] ^ by_b[b] ^ by_both[t + b] for b in range(shape[1])]) for t in range(shape[0])]
+    ).view(shape)
+    expected = ((obs >> (8 - bits)).double() + (noise.double() + 0.5) / 256) / 2**bits - 0.5
+    out = torch.full(shape, 9, dtype=dtype)
+    image = replay_seed(5, lambda: dequantise(obs, bits=bits, dtype=dtype, out=out))
+    assert image is out
+    assert torch.equal(image, expected.to(torch.float32).to(dtype) if dtype == torch.bfloat16 else expected.to(dtype))
+    strided = obs.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(replay_seed(5, lambda: dequantise(strided, bits=bits, dtype=dtype)), image)
+
+
+def test_no_five_rows_of_a_grid_share_noise_that_cancels():
+    size = 4
+    places = [(t, b) for t in range(size) for b in range(size)]
+    rows = [1 << t | 1 << (size + b) | 1 << (2 * size + t + b) for t, b in places]
+    for count in range(1, 6):
+        assert all(reduce(xor, chosen) for chosen in combinations(rows, count))
+    assert not all(reduce(xor, chosen) for chosen in combinations(rows, 6))  # six can: the statement is sharp
+
+
+def test_the_noise_of_many_frames_is_uniform_and_fresh_in_every_row():
+    torch.manual_seed(0)
+    first, second = (dequantise(torch.zeros(40, 40, 3, 8, 8, dtype=torch.uint8)).double() for _ in range(2))
+    noise = ((first + 0.5) * 32 % 1).flatten(2)
+    counts = torch.histc(noise, bins=256, min=0, max=1)
+    chi_square = ((counts - noise.numel() / 256) ** 2 / (noise.numel() / 256)).sum()
+    assert 170 < chi_square < 360  # 255 degrees of freedom: about 255 +- 23
+    rows = noise.reshape(1600, -1)
+    assert len(rows.unique(dim=0)) == 1600
+    correlation = torch.corrcoef(rows).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.45  # 192 values a row: six standard errors
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (
+            torch.zeros(1, 16, 16, dtype=torch.float64),
+            r"out must be torch.float32 \[1, 16, 16\], .* got a torch.float64",
+        ),
+        (torch.zeros(16, 16), r"out must be .* got a torch.float32 tensor, \[16, 16\] on cpu"),
+        (torch.zeros(1, 16, 32)[..., ::2], "out must be .* contiguous on cpu"),
+        (np.zeros((1, 16, 16), np.float32), "out must be .* got ndarray, none"),
+    ],
+)
+def test_an_out_that_does_not_fit_is_refused(out, message):
+    with pytest.raises(ValueError, match=message):
+        dequantise(every_byte, out=out)
+
+
+@pytest.mark.parametrize("noise", [None, torch.full((1, 16, 16), 0.25)])
+def test_a_result_is_written_where_it_is_wanted(noise):
+    out = torch.empty(1, 16, 16, dtype=torch.float16)
+    image = replay_seed(3, lambda: dequantise(every_byte, noise=noise, dtype=torch.float16, out=out))
+    assert image is out
+    assert torch.equal(out, replay_seed(3, lambda: dequantise(every_byte, noise=noise, dtype=torch.float16)))
+
+
 @pytest.mark.parametrize("given_noise", [False, True])
-def test_dequantise_compiles_as_one_graph(given_noise):
+@pytest.mark.parametrize("obs", [every_byte, every_byte.expand(20, 30, 1, 16, 16)], ids=["few", "many"])
+def test_dequantise_compiles_as_one_graph(obs, given_noise):
+    torch.compiler.reset()
     compiled = torch.compile(dequantise, fullgraph=True, backend="eager")
-    noise = torch.rand(1, 16, 16) if given_noise else None
-    torch.manual_seed(3)
-    expected = dequantise(every_byte, noise=noise)
-    torch.manual_seed(3)
-    assert torch.equal(compiled(every_byte, noise=noise), expected)
+    noise = torch.rand(obs.shape) if given_noise else None
+    expected = replay_seed(3, lambda: dequantise(obs, noise=noise))
+    assert torch.equal(replay_seed(3, lambda: compiled(obs, noise=noise)), expected)
+    out = torch.empty(obs.shape)
+    assert torch.equal(replay_seed(3, lambda: compiled(obs, noise=noise, out=out)), expected)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.gpu

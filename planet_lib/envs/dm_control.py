@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite as Gymnasium environments, with one persistent camera.
+"""The DeepMind Control Suite as Gymnasium environments, drawn by one persistent camera, of OpenGL or of rays.
 
 It knows dm_control and how to tune its pictures; names, action repeat and value checks live elsewhere. Importing it
 imports dm_control, and so fixes how MuJoCo renders: `planet_lib.envs.select_backend` chooses just before.
@@ -15,12 +15,24 @@ import numpy as np
 from gymnasium import spaces
 
 from planet_lib.envs.images import Array
-from planet_lib.envs.rendering import Quality, close_at_exit, no_gl_message, select_backend, tune
+from planet_lib.envs.rendering import (
+    INSTALL_GL,
+    Quality,
+    RendererChoice,
+    announce_rays,
+    close_at_exit,
+    no_gl_message,
+    resolve_renderer,
+    select_backend,
+    tune,
+)
 
 select_backend(required=False)
 
 from dm_control import suite  # noqa: E402 -- MuJoCo reads the choice when it is imported
 from dm_control.mujoco import engine  # noqa: E402 -- likewise
+
+from planet_lib.envs.rays import RayRenderer  # noqa: E402 -- likewise
 
 # What dm_control gives as the bound of an actuator that has none.
 _UNLIMITED = 1e10
@@ -42,12 +54,17 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
             `render`.
         image_size: (Y, X) of the frames.
         camera: a fixed camera by index or name, -1 for the free one; None is camera 0, as in the paper's code.
-        quality: see `planet_lib.envs.rendering.tune`.
+        quality: of OpenGL's pictures, see `planet_lib.envs.rendering.tune`.
+        renderer: "gl", "rays", or "auto", which is rays only where no GL works.
         task_kwargs: settings of the task, such as {"time_limit": 20}.
 
+    Attributes:
+        renderer: what draws: "gl-tuned", "gl-fast", "gl-suite" or "rays".
+
     Raises:
-        ValueError: an unknown domain, task or camera, or a seed among the settings.
-        RuntimeError: nothing here can render; also on `render`.
+        ValueError: an unknown domain, task or camera, a seed among the settings, or a model that rays cannot draw.
+        RuntimeError: GL shall draw and cannot; also on `render`. On `reset`, a task that needs GL without any
+            (quadruped-escape hands its terrain to it).
 
     Example:
         >>> env = DMControlEnv("cartpole", "balance", obs="state")
@@ -64,6 +81,7 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         image_size: tuple[int, int] = (64, 64),
         camera: int | str | None = None,
         quality: Quality = "tuned",
+        renderer: RendererChoice = "auto",
         task_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_task(domain, task)
@@ -73,7 +91,9 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         self._env = suite.load(domain, task, task_kwargs={**settings, "random": 0})
         self._image_size, self._quality = image_size, quality
         self._camera_id = _camera_index(self.physics.model, camera)
-        self._camera: engine.Camera | None = None
+        self._camera: engine.Camera | RayRenderer | None = None
+        self._is_auto, self._draws_rays = renderer == "auto", resolve_renderer(renderer) == "rays"
+        self.renderer = "rays" if self._draws_rays else f"gl-{quality}"
         self.render_mode = "rgb_array"
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / self._env.control_timestep())}
         action, vector = self._env.action_spec(), self._env.observation_spec()
@@ -94,9 +114,15 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         """Start an episode from `seed`, or from the next seed of the running generator."""
         super().reset(seed=seed, options=options)
         self._env.task.random.seed(int(self.np_random.integers(2**32)))
-        if self._camera is not None:
-            self._make_current()
-        return _flatten(self._env.reset().observation), {}
+        self._make_current()
+        try:
+            start = self._env.reset()
+        except RuntimeError as error:
+            if "OpenGL" not in str(error):
+                raise
+            reason = "this task hands its terrain to OpenGL at each reset, and none works here"
+            raise RuntimeError(f"{reason}; run {INSTALL_GL}") from error
+        return _flatten(start.observation), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Make one control step with `action` [A] in the task's own box."""
@@ -112,13 +138,14 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
 
     def close(self) -> None:
         """Free the renderer with its GL context, and the simulation: the environment is of no use after."""
-        if self._camera is not None:
-            self._make_current()
-            self._camera = None
+        self._make_current()
+        self._camera = None
         self.physics.free()
 
-    def _open_camera(self) -> engine.Camera:
+    def _open_camera(self) -> engine.Camera | RayRenderer:
         """Make the one camera that draws every frame."""
+        if self._draws_rays:
+            return self._open_rays()
         tune(self.physics.model, image_size=self._image_size, quality=self._quality)
         try:
             self._camera = engine.Camera(self.physics, *self._image_size, camera_id=self._camera_id)
@@ -127,12 +154,24 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         close_at_exit(self)
         return self._camera
 
+    def _open_rays(self) -> RayRenderer:
+        """Make the ray caster; the segments of a loose tendon are as many as in tuned pictures."""
+        model = self.physics.model
+        tune(model, image_size=self._image_size, quality="tuned")
+        camera = RayRenderer(model.ptr, self.physics.data.ptr, *self._image_size, self._camera_id)
+        if self._is_auto:
+            announce_rays()
+        self._camera = camera
+        return camera
+
     def _make_current(self) -> None:
-        """Make this environment's GL context current, really.
+        """Make this environment's GL context current, really, where it has one.
 
         dm_control skips the call where it believes that its context is current. Another renderer of the process, such
         as Gymnasium's, may have changed that, and the frame would be drawn into the other's buffer.
         """
+        if not isinstance(self._camera, engine.Camera):
+            return
         gl = self.physics.contexts.gl
         with gl.make_current() as thread:
             thread.call(gl._platform_make_current)

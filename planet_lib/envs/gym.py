@@ -1,4 +1,4 @@
-"""Gymnasium environments by id, and MuJoCo ones that share a process with other renderers.
+"""Gymnasium environments by id, and MuJoCo ones that share a process with other renderers or need no OpenGL.
 
 It knows gymnasium only. `planet_lib.envs.wrappers.StandardEnv` gives what it makes the common contract.
 """
@@ -8,14 +8,30 @@ import importlib
 from typing import Any
 
 import gymnasium
-from gymnasium.error import DependencyNotInstalled, Error
+import numpy as np
+from gymnasium.error import DependencyNotInstalled, Error, ResetNeeded
 
 from planet_lib.envs.extras import require
-from planet_lib.envs.rendering import Quality, close_at_exit, no_gl_message, select_backend, tune
+from planet_lib.envs.rendering import (
+    Quality,
+    RendererChoice,
+    announce_rays,
+    close_at_exit,
+    no_gl_message,
+    resolve_renderer,
+    select_backend,
+    tune,
+)
 
 
 def make_gym(
-    name: str, *, obs: str, image_size: tuple[int, int], camera: int | str | None, **kwargs: Any
+    name: str,
+    *,
+    obs: str,
+    image_size: tuple[int, int],
+    camera: int | str | None,
+    renderer: RendererChoice = "auto",
+    **kwargs: Any,
 ) -> gymnasium.Env[Any, Any]:
     """Return `gymnasium.make(name, **kwargs)`, ready to render unless `obs` is "state".
 
@@ -29,7 +45,7 @@ def make_gym(
         ValueError: an unknown id, with the nearest ones, a camera for an environment that has none, or settings that
             the environment refuses.
         ImportError: the id needs a package, such as mujoco, which is not installed.
-        RuntimeError: a MuJoCo environment shall give pixels and nothing here can render.
+        RuntimeError: a MuJoCo environment shall be drawn by OpenGL, and none works here.
     """
     module, _, name = name.rpartition(":")
     if module:
@@ -44,7 +60,7 @@ def make_gym(
     if camera is not None and not is_mujoco:
         raise ValueError(f"camera must be None for gym:{name}, which has no cameras, got {camera!r}")
     if is_mujoco:
-        _load_mujoco(obs)
+        _load_mujoco(needs_gl=obs != "state" and renderer == "gl")
     settings: dict[str, Any] = {"disable_env_checker": True}
     if obs != "state":
         settings["render_mode"] = "rgb_array"
@@ -61,29 +77,39 @@ def make_gym(
 
 
 class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
-    """A Gymnasium MuJoCo environment whose frames are tuned, and right beside any other renderer of the process.
+    """A Gymnasium MuJoCo environment whose frames are tuned or cast by rays, and right beside any other renderer.
 
     Gymnasium makes a viewer's GL context current only when it makes the viewer, so that drawing or closing one
     environment spoils the frames of the next. Here it is made current before each frame, and everything of it is
-    freed in `close`, which also happens at exit.
+    freed in `close`, which also happens at exit. Rays show what Gymnasium's camera would show.
 
     Args:
         env: an environment whose `unwrapped` has Gymnasium's `mujoco_renderer`, before its first frame.
-        quality: see `planet_lib.envs.rendering.tune`.
+        quality: of OpenGL's pictures, see `planet_lib.envs.rendering.tune`.
+        renderer: "gl", "rays", or "auto", which is rays only where no GL works.
+
+    Attributes:
+        renderer: what draws: "gl-tuned", "gl-fast", "gl-suite" or "rays".
 
     Raises:
-        RuntimeError: on `render`, where nothing here can.
+        ValueError: on `render`, a model that rays cannot draw.
+        RuntimeError: on `render`, where GL shall draw and cannot.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], *, quality: Quality) -> None:
-        gymnasium.utils.RecordConstructorArgs.__init__(self, quality=quality)
+    def __init__(self, env: gymnasium.Env[Any, Any], *, quality: Quality, renderer: RendererChoice = "auto") -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self, quality=quality, renderer=renderer)
         gymnasium.Wrapper.__init__(self, env)
-        base: Any = env.unwrapped
-        self._renderer = base.mujoco_renderer
-        tune(base.model, image_size=(self._renderer.height, self._renderer.width), quality=quality)
+        self._renderer = env.unwrapped.mujoco_renderer  # type: ignore[attr-defined]
+        self._is_auto, self._draws_rays = renderer == "auto", resolve_renderer(renderer) == "rays"
+        self._rays: Any = None
+        self.renderer = "rays" if self._draws_rays else f"gl-{quality}"
+        size = (self._renderer.height, self._renderer.width)
+        tune(self._renderer.model, image_size=size, quality="tuned" if self._draws_rays else quality)
 
     def render(self) -> Any:
         """Return the present frame, uint8 [Y, X, 3]."""
+        if self._draws_rays:
+            return self._cast()
         if self._renderer.viewer is not None:
             self._renderer.viewer.make_context_current()
             return self.env.render()
@@ -98,21 +124,53 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
 
     def close(self) -> None:
         """Free the viewer, its drawing resources first, while its own GL context is the current one."""
+        self._rays = None
         viewer, self._renderer.viewer = self._renderer.viewer, None
         if viewer is not None:
             viewer.make_context_current()
             viewer.con.free()
         super().close()
 
+    def _cast(self) -> Any:
+        """Return the present frame from the ray caster, made at the first one."""
+        if self.env.has_wrapper_attr("has_reset") and not self.env.get_wrapper_attr("has_reset"):
+            raise ResetNeeded("render needs a running episode: call reset() first")
+        if self._rays is None:
+            from planet_lib.envs.rays import RayRenderer  # noqa: PLC0415 -- mujoco is an extra
+
+            own = self._renderer
+            self._rays = RayRenderer(own.model, own.data, own.height, own.width, _viewer_camera(own))
+            if self._is_auto:
+                announce_rays()
+        return self._rays.render()
+
+
+def _viewer_camera(renderer: Any) -> Any:
+    """Return the camera that Gymnasium's viewer would use: its free one, set up for the task, or one of the model."""
+    import mujoco  # noqa: PLC0415 -- an extra
+
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = np.median(renderer.data.geom_xpos, axis=0)
+    camera.distance = renderer.model.stat.extent
+    for name, value in (renderer.default_cam_config or {}).items():
+        if isinstance(value, np.ndarray):
+            getattr(camera, name)[:] = value
+        else:
+            setattr(camera, name, value)
+    free = renderer.camera_id == -1
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE if free else mujoco.mjtCamera.mjCAMERA_FIXED
+    camera.fixedcamid = renderer.camera_id
+    return camera
+
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _load_mujoco(obs: str) -> None:
-    """Import mujoco with the GL backend that `obs` needs, or raise with the remedy."""
+def _load_mujoco(*, needs_gl: bool) -> None:
+    """Import mujoco with a GL backend, or without any unless it is needed, or raise with the remedy."""
     require("mujoco", extra="gym")
-    backend = select_backend(required=obs != "state")
+    backend = select_backend(required=needs_gl)
     try:
         importlib.import_module("mujoco")
     except (AttributeError, RuntimeError) as error:

@@ -25,6 +25,7 @@ def observer(
 
     pixels: a Box uint8 [C, Y, X]. state: a Box float32 [N]. both: a Dict of "pixels" and "state". A Dict with images
     among its entries stays a Dict of its own entries, whatever `obs` says: images uint8 [C, Y, X], all else vectors.
+    Vectors are as `gymnasium.spaces.flatten` makes them: a Discrete number one-hot, entries one after the other.
 
     Args:
         env: the environment; asked for its observation space and its `render`.
@@ -117,8 +118,11 @@ def _vector(
         raise ValueError(f'obs="{obs}" needs an observation of fixed size, got {space}; {_REWRITE}') from error
 
     def observe(observation: Any) -> Array:
-        with np.errstate(over="ignore"):
-            vector = np.asarray(spaces.flatten(space, observation), np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                vector = np.asarray(spaces.flatten(space, observation), np.float32)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be one of {space}, got {observation!r}") from error
         if vector.shape != (size,):
             raise ValueError(f"{name} must flatten to [{size}], got {list(vector.shape)}")
         if not np.isfinite(vector).all():
@@ -154,10 +158,11 @@ def _entry(name: Any, space: spaces.Space[Any], size: tuple[int, int]) -> tuple[
         return _own_image(box, size, where)
     if isinstance(space, spaces.Dict | spaces.Tuple):
         raise ValueError(f"{where} must be one image or vector, got {space}; flatten nested spaces: {_REWRITE}")
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"{where} must be a Box, got {space}; make it one of floats (one-hot, say): {_REWRITE}")
-    is_grey = space.dtype == np.uint8 and len(space.shape) == 2
-    if is_grey or len(space.shape) == 3:
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise ValueError(f"{where} must be a Box or Discrete, got {space}; make it a Box of floats: {_REWRITE}")
+    axes = len(space.shape or ())
+    is_grey = space.dtype == np.uint8 and axes == 2
+    if is_grey or axes == 3:
         remedy = "give it a last axis of one channel" if is_grey else "give uint8 0 to 255, or a vector"
         raise ValueError(f"{where} must be a uint8 image [Y, X, C] or a vector, got {space}; {remedy}: {_REWRITE}")
     return _vector(space, "state", where)

@@ -8,11 +8,18 @@ google-research/planet.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planet_lib.envs.extras import require
-from planet_lib.envs.rendering import Quality, check_quality, no_gl_message, select_backend
+from planet_lib.envs.rendering import (
+    Quality,
+    RendererChoice,
+    check_quality,
+    check_renderer,
+    no_gl_message,
+    select_backend,
+)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -31,6 +38,7 @@ def make_env(
     action_repeat: int | None = None,
     camera: int | str | None = None,
     quality: Quality = "tuned",
+    renderer: RendererChoice = "auto",
     **kwargs: Any,
 ) -> "StandardEnv":
     """Return an environment under planet_lib's contract (`planet_lib.envs.wrappers.StandardEnv`).
@@ -48,15 +56,18 @@ def make_env(
         image_size: (Y, X) of the pixels.
         action_repeat: environment steps per decision; None for `default_action_repeat(env)`.
         camera: index or name, for MuJoCo environments by name; None is the suite's camera 0, Gymnasium's own view.
-        quality: of MuJoCo's pictures: "tuned" for software rendering, "fast" (also without antialiasing), "suite" (as
-            the model says; for a GPU). They differ slightly: train and evaluate with the same.
+        quality: of OpenGL's pictures of MuJoCo: "tuned" for software rendering, "fast" (also without antialiasing),
+            "suite" (as the model says; for a GPU). They differ slightly: train and evaluate with the same.
+        renderer: of MuJoCo's pictures: "gl", "rays" (the ray caster of `planet_lib.envs.rays`, which needs no OpenGL),
+            or "auto": GL where it works, else rays, with one warning a process. The result's `renderer` says what
+            draws: "gl-tuned" (with the quality), "rays", "own" (the environment itself), "none" (no pixels).
         **kwargs: for dmc the task's settings (time_limit=20), for gym those of `gymnasium.make`, else the callable's.
 
     Raises:
         ValueError: an unknown name (with the nearest ones), or an argument out of range.
         TypeError: an `env` of another kind, such as an environment instead of its constructor.
         ImportError: the extra that the name needs is not installed; the message names it.
-        RuntimeError: pixels of MuJoCo on a machine that cannot render; the message says what to install.
+        RuntimeError: OpenGL shall draw and cannot; the message says what to install.
 
     Example:
         >>> env = make_env("dmc:cartpole-balance", obs="state")
@@ -72,15 +83,18 @@ def make_env(
         raise ValueError(f'obs must be "pixels", "state" or "both", got {obs!r}')
     size = _check_size(image_size)
     check_quality(quality)
+    check_renderer(renderer)
     usual = default_action_repeat(env)
     repeat = usual if action_repeat is None else _check_repeat(action_repeat)
     if not isinstance(env, str):
         made = _from_callable(env, camera, kwargs)
     elif env.startswith("dmc:"):
-        made = _from_suite(env, obs=obs, image_size=size, camera=camera, quality=quality, task_kwargs=kwargs)
+        made = _from_suite(
+            env, obs=obs, image_size=size, camera=camera, quality=quality, renderer=renderer, task_kwargs=kwargs
+        )
     else:
-        made = _from_gymnasium(env, obs=obs, image_size=size, camera=camera, **kwargs)
-    return _standardise(made, obs=obs, image_size=size, action_repeat=repeat, quality=quality)
+        made = _from_gymnasium(env, obs=obs, image_size=size, camera=camera, renderer=renderer, **kwargs)
+    return _standardise(made, obs=obs, image_size=size, action_repeat=repeat, quality=quality, renderer=renderer)
 
 
 def default_action_repeat(env: "str | Callable[..., gymnasium.Env[Any, Any]]") -> int:
@@ -124,7 +138,7 @@ def _from_suite(name: str, *, obs: str, **settings: Any) -> "gymnasium.Env[Any, 
     if not (domain and dash and task):
         raise ValueError(f'env must be "dmc:domain-task", such as "dmc:cartpole-balance", got {name!r}')
     require("gymnasium", "dm_control", "mujoco", extra="dmc")
-    backend = select_backend(required=obs != "state")
+    backend = select_backend(required=obs != "state" and settings["renderer"] == "gl")
     try:
         from planet_lib.envs.dm_control import DMControlEnv  # noqa: PLC0415 -- an extra, and after the choice of GL
     except ModuleNotFoundError:
@@ -143,7 +157,13 @@ def _from_gymnasium(name: str, **settings: Any) -> "gymnasium.Env[Any, Any]":
 
 
 def _standardise(
-    made: "gymnasium.Env[Any, Any]", *, obs: "Obs", image_size: tuple[int, int], action_repeat: int, quality: Quality
+    made: "gymnasium.Env[Any, Any]",
+    *,
+    obs: "Obs",
+    image_size: tuple[int, int],
+    action_repeat: int,
+    quality: Quality,
+    renderer: RendererChoice,
 ) -> "StandardEnv":
     """Put an environment under the contract, or close it again and raise."""
     import gymnasium  # noqa: PLC0415 -- an extra
@@ -153,13 +173,25 @@ def _standardise(
 
     if not isinstance(made, gymnasium.Env):
         raise TypeError(f"the callable must return a gymnasium.Env, got {type(made).__name__}")
-    if made.render_mode == "rgb_array" and hasattr(made.unwrapped, "mujoco_renderer"):
-        made = MujocoFrames(made, quality=quality)
     try:
-        return StandardEnv(made, obs=obs, image_size=image_size, action_repeat=action_repeat)
+        if made.render_mode == "rgb_array" and hasattr(made.unwrapped, "mujoco_renderer"):
+            made = MujocoFrames(made, quality=quality, renderer=renderer)
+        name = _renderer_name(made, obs)
+        if name == "own" and renderer != "auto":
+            raise ValueError(f'renderer must be "auto" for an environment that draws itself, got {renderer!r}')
+        return StandardEnv(made, obs=obs, image_size=image_size, action_repeat=action_repeat, renderer=name)
     except ValueError:
         made.close()
         raise
+
+
+def _renderer_name(made: "gymnasium.Env[Any, Any]", obs: str) -> str:
+    """Return what draws the pixels that `made` will show: "gl-tuned" and so on, "rays", "own", or "none"."""
+    space = made.observation_space
+    parts = space.values() if isinstance(space, Mapping) else [space] if obs == "pixels" else []
+    if any(part.dtype == "uint8" and len(part.shape or ()) == 3 for part in parts):
+        return "own"
+    return "none" if obs == "state" else getattr(made, "renderer", "own")
 
 
 def _check_size(image_size: Sequence[int]) -> tuple[int, int]:

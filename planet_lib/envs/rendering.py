@@ -1,4 +1,4 @@
-"""MuJoCo pixels on machines with and without a GPU: which GL to use, and settings that suit a CPU.
+"""MuJoCo pixels on machines with and without a GPU or GL: what draws them, and settings that suit a CPU.
 
 MuJoCo reads the variable MUJOCO_GL when it is imported, and a wrong choice there spoils the process for good. So
 `select_backend` tries the candidates in a subprocess first. This module imports no extra and knows no environment.
@@ -6,20 +6,26 @@ MuJoCo reads the variable MUJOCO_GL when it is imported, and a wrong choice ther
 The suite's settings are meant for a GPU: rasterised in software, most of a frame is the 2048 x 2048 shadow map and
 the fine tessellation. `tune` lowers both, hardly visible at 64 x 64;
 `benchmarks/where_time_goes.py` shows what it saves.
+
+Where no GL works, the ray caster of `planet_lib.envs.rays` draws, and says so once (`announce_rays`).
 """
 
 import atexit
 import os
 import subprocess
 import sys
+import warnings
 import weakref
 from typing import Any, Literal, get_args
 
 Quality = Literal["tuned", "fast", "suite"]
+RendererChoice = Literal["auto", "gl", "rays"]
 
 _DISABLED = ("disabled", "disable", "off", "false", "0")
-_INSTALL = "apt-get install -y --no-install-recommends libegl1 libgl1 (or libosmesa6)"
+# What to run on Debian and its kin where no GL works.
+INSTALL_GL = "apt-get install -y --no-install-recommends libegl1 libgl1 (or libosmesa6)"
 _drawing: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_announced: set[str] = set()
 _PROBE = """
 import mujoco
 context = mujoco.GLContext(8, 8)
@@ -28,6 +34,10 @@ renderer = mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco
 renderer.free()
 context.free()
 """
+
+
+class RendererWarning(UserWarning):
+    """MuJoCo's pixels are drawn in another way than usual."""
 
 
 def select_backend(*, required: bool = True) -> str:
@@ -40,14 +50,14 @@ def select_backend(*, required: bool = True) -> str:
     Where MuJoCo is imported already, or the system is not Linux (whose drivers need no choice), nothing is changed.
 
     Args:
-        required: whether pixels are needed. Without, a machine that has no GL gets MUJOCO_GL=disabled, with which
-            states work; on any other machine pixels remain possible in the same process.
+        required: whether GL is needed. Without, a machine that has none gets MUJOCO_GL=disabled, with which states
+            and the ray caster work; on any other machine GL remains possible in the same process.
 
     Returns:
         The value of MUJOCO_GL, or "default" where it is left unset.
 
     Raises:
-        RuntimeError: pixels are required and nothing can render, or MUJOCO_GL forbids it. Nothing was changed.
+        RuntimeError: GL is required and none works, or MUJOCO_GL forbids it. Nothing was changed.
 
     Example:
         >>> select_backend(required=False) in ("egl", "osmesa", "glfw", "disabled", "default")
@@ -90,7 +100,38 @@ def probe_backend(name: str, *, timeout: float = 30.0) -> bool:
 
 def no_gl_message(reason: str) -> str:
     """Return the one line that tells somebody without a working GL what to do."""
-    return f'MuJoCo cannot render pixels here: {reason}; run {_INSTALL}, or use obs="state"'
+    remedy = 'or use renderer="rays" or obs="state"'
+    return f"MuJoCo cannot render pixels here: {reason}; run {INSTALL_GL}, {remedy}"
+
+
+def check_renderer(renderer: str) -> None:
+    """Raise a `ValueError` unless `renderer` is one of "auto", "gl", "rays"."""
+    if renderer not in get_args(RendererChoice):
+        raise ValueError(f"renderer must be one of {', '.join(get_args(RendererChoice))}, got {renderer!r}")
+
+
+def resolve_renderer(renderer: str) -> str:
+    """Return what draws: "gl" or "rays". To be called after `select_backend`.
+
+    "auto" is rays where MUJOCO_GL is disabled (which `select_backend` sets where no GL works), and GL elsewhere.
+    """
+    if renderer != "auto":
+        return renderer
+    return "rays" if os.environ.get("MUJOCO_GL", "").strip().lower() in _DISABLED else "gl"
+
+
+def announce_rays() -> None:
+    """Warn, once a process, that the ray caster draws in place of GL; to be called before its first picture."""
+    if _announced:
+        return
+    _announced.add("rays")
+    warnings.warn(
+        f"MuJoCo's pixels are drawn by planet_lib's ray caster, since OpenGL is not available "
+        f"(MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}). They differ slightly from OpenGL's: train and evaluate with "
+        f'the same renderer. For OpenGL unset MUJOCO_GL and run {INSTALL_GL}; renderer="rays" silences this',
+        RendererWarning,
+        stacklevel=2,
+    )
 
 
 def check_quality(quality: str) -> None:

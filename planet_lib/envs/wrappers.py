@@ -1,6 +1,7 @@
 """One contract for every environment: actions in [-1, 1], images and vectors, action repeat, checked values.
 
-The wrapper takes any Gymnasium environment with a Box action space; it knows no simulator, no name and no renderer.
+The wrapper takes any Gymnasium environment with a Box or Discrete action space; it knows no simulator and no name, and
+of the renderer only the name. `PadActions` makes several such environments take actions of one length.
 
 Source: action repeat, images and reward sums as in google-research/planet (control/wrappers.py). Different from
 there: terminated and truncated are kept apart, only the last frame of a repeat is drawn, and what an environment
@@ -8,7 +9,8 @@ returns is checked.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -25,25 +27,33 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
 
     One step applies the action `action_repeat` times, or until the episode ends, and sums the rewards; it returns the
     observation after the last of them. An action of -1 and 1 means the ends of the environment's own box, linear
-    between them.
+    between them. Where the environment has n Discrete actions, an action is one-hot: n entries, 1 at the chosen one, 0
+    elsewhere; draw it as `np.eye(n, dtype=np.float32)[index]`, since `action_space.sample()` knows nothing of one-hot.
 
-    Shapes: observation uint8 [C, Y, X], or float32 [N] (dictionaries and tuples flattened and concatenated), or a
-    dictionary of such by name; action [A] in [-1, 1]. Every array is one of its own, which later steps leave alone.
+    Shapes: observation uint8 [C, Y, X], or float32 [N] (dictionaries and tuples flattened and concatenated, Discrete
+    entries one-hot), or a dictionary of such by name; action [A] in [-1, 1], or one-hot [n]. Every array is one of its
+    own, which later steps leave alone.
+
+    Attributes:
+        action_repeat: as given.
+        num_actions: n where actions are one-hot, None where they are a box.
+        renderer: as given.
 
     Args:
-        env: any Gymnasium environment with a bounded floating-point Box action space.
+        env: any Gymnasium environment with a Discrete, or a bounded floating-point Box, action space.
         obs: "pixels" takes the environment's own observation where it is a uint8 image ([Y, X, C] or [C, Y, X]), and
             otherwise what `env.render()` draws with render_mode "rgb_array". "state" takes the observation. "both"
             gives {"pixels": what it draws, "state": the observation}. An environment whose own observation is a flat
-            dictionary of Boxes with uint8 images among them gives that dictionary in each case: its images [C, Y, X],
-            its other entries as vectors [N].
+            dictionary with uint8 images among its entries gives that dictionary in each case: its images [C, Y, X],
+            its other entries as vectors [N], Discrete ones one-hot.
         image_size: (Y, X) of the pixels; images of another size are area-averaged.
         action_repeat: steps of the environment per decision.
+        renderer: the name of what draws the pixels, only kept: "own" is the environment itself.
 
     Raises:
         ValueError: at construction, an action space or observation that does not fit; in `step`, before the
-            environment steps, an action of the wrong shape, not finite, or outside [-1, 1] by more than 1e-6; after
-            it, a reward or a state observation that is not finite. In that last case the episode is over.
+            environment steps, an action of the wrong shape, not finite, outside [-1, 1] or off one-hot by more than
+            1e-6; after it, a reward or a state observation that is not finite. In that last case the episode is over.
         gymnasium.error.ResetNeeded: `step` without a running episode.
 
     Example:
@@ -52,6 +62,10 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         >>> observation, info = env.reset(seed=1)
         >>> observation.shape, env.action_space.shape, env.action_repeat
         ((3,), (1,), 2)
+        >>> env = StandardEnv(gymnasium.make("CartPole-v1"), obs="state")
+        >>> observation, info = env.reset(seed=1)
+        >>> env.num_actions, env.step(np.array([0, 1]))[1]
+        (2, 1.0)
     """
 
     def __init__(
@@ -61,16 +75,15 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         obs: Obs = "pixels",
         image_size: tuple[int, int] = (64, 64),
         action_repeat: int = 1,
+        renderer: str = "own",
     ) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(
-            self, obs=obs, image_size=image_size, action_repeat=action_repeat
+            self, obs=obs, image_size=image_size, action_repeat=action_repeat, renderer=renderer
         )
         gymnasium.Wrapper.__init__(self, env)
-        self.action_repeat = action_repeat
-        box = _action_box(env.action_space)
-        low, high = box.low.astype(np.float64), box.high.astype(np.float64)
-        self._box, self._middle, self._half = box, (low + high) / 2, (high - low) / 2
-        self.action_space = spaces.Box(-1.0, 1.0, (math.prod(box.shape),), np.float32)
+        self.action_repeat, self.renderer = action_repeat, renderer
+        self.action_space, self._command = _actions(env.action_space)
+        self.num_actions = int(env.action_space.n) if isinstance(env.action_space, spaces.Discrete) else None
         self.observation_space, self._observe = observer(env, obs, image_size)
         self._running = False
 
@@ -86,7 +99,7 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply `action` [A] for `action_repeat` steps: observation, summed reward, terminated, truncated, info."""
-        command = self._command(action)
+        command = self._command(_checked(action, self.action_space))
         if not self._running:
             raise gymnasium.error.ResetNeeded("step needs a running episode: call reset() first, and after each end")
         self._running = False
@@ -103,27 +116,107 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         self._running = not (terminated or truncated)
         return result, total, bool(terminated), bool(truncated), info
 
-    def _command(self, action: Array) -> Array:
-        """Return `action` in the environment's own units, dtype and shape, or raise."""
-        values = np.asarray(action, dtype=np.float64)
-        if values.shape != self.action_space.shape:
-            expected = f"[A] with A={self._middle.size} (the environment's action space)"
-            raise ValueError(f"action must be {expected}, got {list(values.shape)}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"action must be finite, got {values}")
-        if np.abs(values).max(initial=0.0) > 1 + _TOLERANCE:
-            raise ValueError(f"action must be within [-1, 1], got {values}; clip it first")
-        command = (self._middle + self._half * values.reshape(self._box.shape)).astype(self._box.dtype)
-        return np.clip(command, self._box.low, self._box.high)
+
+class PadActions(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.utils.RecordConstructorArgs):
+    """An environment that takes actions longer than its own and uses the first A, so that tasks can share one agent.
+
+    step([a_1, ..., a_A, ..., a_N]) = env.step([a_1, ..., a_A])
+
+    What stands in the other places must be finite and in range, and changes nothing. Where actions are one-hot, the 1
+    must stand in the first n places.
+
+    Shapes: action [N] in [-1, 1], N = action_dim; observations and rewards are the environment's.
+    Source: arXiv:1811.04551, the agent of all six tasks, whose actions are padded to the longest.
+
+    Args:
+        env: an environment under planet_lib's contract.
+        action_dim: N, at least the length A of its own actions.
+
+    Attributes:
+        action_repeat: the environment's.
+        num_actions: likewise.
+        renderer: likewise.
+
+    Raises:
+        TypeError: env is no `StandardEnv`.
+        ValueError: an action_dim less than A; in `step`, as the environment's own, and before it steps.
+
+    Example:
+        >>> import gymnasium
+        >>> env = PadActions(StandardEnv(gymnasium.make("Pendulum-v1"), obs="state"), 6)
+        >>> observation, info = env.reset(seed=1)
+        >>> env.action_space.shape, env.step(np.zeros(6))[0].shape
+        ((6,), (3,))
+    """
+
+    def __init__(self, env: StandardEnv, action_dim: int) -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self, action_dim=action_dim)
+        if not isinstance(env, StandardEnv):
+            raise TypeError(f"env must be a StandardEnv, such as make_env returns, got {type(env).__name__}")
+        gymnasium.Wrapper.__init__(self, env)
+        self._own_dim = math.prod(env.action_space.shape or ())
+        if isinstance(action_dim, bool) or not isinstance(action_dim, int) or action_dim < self._own_dim:
+            raise ValueError(
+                f"action_dim must be a whole number of at least A={self._own_dim} (the environment's own actions), "
+                f"got {action_dim!r}; give the largest of all tasks"
+            )
+        self.action_space = spaces.Box(0.0 if env.num_actions else -1.0, 1.0, (action_dim,), np.float32)
+        self.action_repeat, self.num_actions, self.renderer = env.action_repeat, env.num_actions, env.renderer
+
+    def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Step with the first A entries of `action` [N]."""
+        result = self.env.step(_checked(action, self.action_space)[: self._own_dim])
+        return cast("tuple[Observation, float, bool, bool, dict[str, Any]]", result)
 
 
-def _action_box(space: spaces.Space[Any]) -> spaces.Box:
-    """Return the action space, or raise where actions in [-1, 1] cannot be mapped onto it."""
+def _checked(action: Any, space: spaces.Space[Any]) -> Array:
+    """Return `action` as float64 [A], or raise unless it is finite and within [-1, 1] to rounding."""
+    values = np.asarray(action, dtype=np.float64)
+    if values.shape != space.shape:
+        expected = f"[A] with A={math.prod(space.shape or ())} (the environment's action space)"
+        raise ValueError(f"action must be {expected}, got {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"action must be finite, got {values}")
+    if np.abs(values).max(initial=0.0) > 1 + _TOLERANCE:
+        raise ValueError(f"action must be within [-1, 1], got {values}; clip it first")
+    return values
+
+
+def _actions(space: spaces.Space[Any]) -> tuple[spaces.Box, Callable[[Array], Any]]:
+    """Return the space of the contract's actions, and the function from a checked one to the environment's own."""
+    if not isinstance(space, spaces.Discrete):
+        return _box_actions(space)
+    own, count = space, int(space.n)
+
+    def choose(values: Array) -> Any:
+        index = int(values.argmax())
+        if np.abs(values - np.eye(1, count, index)[0]).max() > _TOLERANCE:
+            remedy = f"give np.eye({count}, dtype=np.float32)[index]"
+            raise ValueError(
+                f"action must be one-hot, one of {count} entries 1 and the others 0, got {values}; {remedy}"
+            )
+        return own.dtype.type(own.start + index)
+
+    return spaces.Box(0.0, 1.0, (count,), np.float32), choose
+
+
+def _box_actions(space: spaces.Space[Any]) -> tuple[spaces.Box, Callable[[Array], Any]]:
+    """Return the same for a Box, or raise where actions in [-1, 1] cannot be mapped onto the space."""
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(f"the environment's action space must be a Box of floats, got {space}")
+        raise ValueError(
+            f"the environment's action space must be a Box of floats or Discrete, got {space}; make it one with "
+            "gymnasium.wrappers.TransformAction"
+        )
     if not space.is_bounded() or not (space.low < space.high).all():
         raise ValueError(
             "the environment's action space must be bounded, low < high, got "
             f"low={space.low}, high={space.high}; give it bounds with gymnasium.wrappers.TransformAction"
         )
-    return space
+    box, low, high = space, space.low.astype(np.float64), space.high.astype(np.float64)
+    middle, half = (low + high) / 2, (high - low) / 2
+
+    def rescale(values: Array) -> Array:
+        command: Array = (middle + half * values.reshape(box.shape)).astype(box.dtype)
+        return command.clip(box.low, box.high)
+
+    return spaces.Box(-1.0, 1.0, (math.prod(box.shape),), np.float32), rescale

@@ -217,8 +217,65 @@ def test_a_closed_environment_can_be_closed_again(gl):
     env.close()
 
 
+@pytest.mark.parametrize("quality", ["tuned", "fast", "suite"])
+def test_the_name_of_the_renderer_tells_gl_with_its_quality(gl, make, quality):
+    assert make("dmc:cartpole-balance", quality=quality, renderer="gl").renderer == f"gl-{quality}"
+    assert make("dmc:cartpole-balance", quality=quality).renderer == f"gl-{quality}"
+
+
+def test_rays_play_the_same_pixels_from_a_seed_and_need_no_context(make):
+    first, second = (make("dmc:cartpole-balance", renderer="rays") for _ in range(2))
+    observations, _ = play(first, seed=3, decisions=2)
+    play(second, seed=8, decisions=1)
+    assert np.array_equal(observations, play(second, seed=3, decisions=2)[0])
+    assert not np.array_equal(observations[0], observations[2])
+    assert first.renderer == "rays"
+    assert first.unwrapped.physics._contexts is None
+    first.close()
+    first.close()
+    assert np.array_equal(observations[0], second.reset(seed=3)[0])
+
+
+def test_rays_show_any_size_and_camera(make):
+    settings = {"renderer": "rays", "image_size": (20, 32)}
+    frames = {
+        camera: make("dmc:cartpole-balance", camera=camera, **settings).reset(seed=0)[0]
+        for camera in (None, 0, "fixed", 1, "lookatcart", -1)
+    }
+    assert all(frame.shape == (3, 20, 32) for frame in frames.values())
+    assert np.array_equal(frames[None], frames[0])
+    assert np.array_equal(frames["fixed"], frames[0])
+    assert np.array_equal(frames["lookatcart"], frames[1])
+    assert len({frame.tobytes() for frame in frames.values()}) == 3
+
+
+def test_rays_draw_a_state_environment_too(make):
+    env = make("dmc:cartpole-balance", obs="state", renderer="rays")
+    env.reset(seed=0)
+    pixels = make("dmc:cartpole-balance", renderer="rays")
+    assert np.array_equal(env.render().transpose(2, 0, 1), pixels.reset(seed=0)[0])
+
+
+def test_a_body_with_a_skin_is_left_to_opengl(make):
+    with pytest.raises(ValueError, match=r'no skins and no flexes, and the model has 1 and 0; .* \(renderer="gl"\)'):
+        make("dmc:dog-stand", renderer="rays")
+
+
+def test_a_task_that_needs_opengl_itself_says_what_to_install(make, monkeypatch):
+    env = make("dmc:cartpole-balance", obs="state")
+
+    def fail():
+        raise RuntimeError("No OpenGL rendering backend is available.")
+
+    monkeypatch.setattr(env.unwrapped._env, "reset", fail)
+    with pytest.raises(
+        RuntimeError, match="hands its terrain to OpenGL at each reset, and none works here; run apt-get"
+    ):
+        env.reset(seed=0)
+
+
 @pytest.mark.parametrize("obs", ["pixels", "both"])
-def test_a_renderer_that_fails_says_at_once_what_to_install(monkeypatch, obs):
+def test_a_renderer_that_fails_says_at_once_what_to_install(gl, monkeypatch, obs):
     from planet_lib.envs import dm_control
 
     def fail(*args, **kwargs):
@@ -228,5 +285,5 @@ def test_a_renderer_that_fails_says_at_once_what_to_install(monkeypatch, obs):
     with pytest.raises(
         RuntimeError, match=r"cannot render .*glGetError'; run apt-get install .* libegl1 libgl1"
     ) as caught:
-        make_env("dmc:cartpole-balance", obs=obs)
+        make_env("dmc:cartpole-balance", obs=obs, renderer="gl")
     assert "\n" not in str(caught.value)

@@ -70,14 +70,43 @@ def test_a_mujoco_camera_goes_by_index(gl):
     assert not np.array_equal(frames[0], frames[2])
 
 
+@pytest.mark.parametrize(
+    ("name", "camera"),
+    [("InvertedPendulum-v5", None), ("HalfCheetah-v5", None), ("Hopper-v5", 0), ("Reacher-v5", None)],
+)
+def test_rays_show_what_gymnasiums_camera_shows(gl, name, camera):
+    frames = []
+    for renderer in ("gl", "rays"):
+        env = make_env(f"gym:{name}", renderer=renderer, camera=camera, image_size=(48, 64))
+        env.reset(seed=0)
+        frames.append(env.step(env.action_space.low)[0])
+        assert env.renderer == {"gl": "gl-tuned", "rays": "rays"}[renderer]
+        env.close()
+    assert frames[1].shape == (3, 48, 64)
+    assert 0 < np.abs(frames[0].astype(int) - frames[1]).mean() < 9
+
+
+def test_rays_need_a_running_episode_as_gymnasium_does_and_free_themselves():
+    env = make_env("gym:InvertedPendulum-v5", renderer="rays")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.render()
+    frame = env.reset(seed=0)[0]
+    assert np.array_equal(env.reset(seed=0)[0], frame)
+    env.close()
+    env.close()
+
+
 def test_a_camera_for_an_environment_without_cameras_is_refused():
     with pytest.raises(ValueError, match="camera must be None for gym:Pendulum-v1, which has no cameras, got 0"):
         make_env("gym:Pendulum-v1", camera=0)
 
 
-def test_discrete_actions_are_refused():
-    with pytest.raises(ValueError, match=r"action space must be a Box of floats, got Discrete\(2\)"):
-        make_env("gym:CartPole-v1", obs="state")
+def test_discrete_actions_are_taken_one_hot():
+    env, own = make_env("gym:CartPole-v1", obs="state"), gymnasium.make("CartPole-v1")
+    assert env.num_actions == 2
+    assert np.array_equal(env.reset(seed=1)[0], own.reset(seed=1)[0])
+    assert np.array_equal(env.step(np.array([0.0, 1.0], np.float32))[0], own.step(1)[0])
+    assert np.array_equal(env.step(np.array([1.0, 0.0], np.float32))[0], own.step(0)[0])
 
 
 def test_a_specification_can_be_made_again():
@@ -100,7 +129,7 @@ def test_a_closed_environment_takes_nothing_from_another_one(gl):
 
 
 def test_a_viewer_that_fails_says_what_to_install(gl, monkeypatch):
-    env = make_env("gym:InvertedPendulum-v5")
+    env = make_env("gym:InvertedPendulum-v5", renderer="gl")
 
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.render()

@@ -136,7 +136,7 @@ def test_a_dictionary_of_vectors_alone_is_one_state():
 @pytest.mark.parametrize(
     ("name", "space", "message"),
     [
-        ("a", spaces.Discrete(3), r"\['a'\] must be a Box, got Discrete\(3\); make it one of floats"),
+        ("a", spaces.Text(3), r"\['a'\] must be a Box or Discrete, got Text.*; make it a Box of floats: rewrite it"),
         ("a", spaces.Dict(b=box(2)), r"\['a'\] must be one image or vector, got Dict.*; flatten nested spaces"),
         ("a", spaces.Dict(b=image(8, 8, 3)), r"\['a'\] must be one image or vector, .*flatten nested spaces"),
         ("a", spaces.Tuple([box(2)]), r"\['a'\] must be one image or vector, got Tuple"),
@@ -217,3 +217,43 @@ def test_dictionaries_go_through_collection_into_replay():
     obs = replay.sample(1, 5).obs
     assert np.array_equal(obs["front"][4, 0].numpy(), CAMERA.transpose(2, 0, 1))
     assert obs["joints"][4, 0].tolist() == [1, 2]
+
+
+def test_whole_numbers_are_seen_one_hot_and_tuples_in_their_order():
+    lake = make_env("gym:FrozenLake-v1", obs="state", is_slippery=False)
+    assert lake.reset(seed=0)[0].tolist() == [1.0] + [0.0] * 15
+    right = np.eye(4, dtype=np.float32)[2]
+    assert lake.step(right)[0].tolist() == [0.0, 1.0] + [0.0] * 14
+    cards = make_env("gym:Blackjack-v1", obs="state")
+    hand, dealer, ace = gymnasium.make("Blackjack-v1").reset(seed=1)[0]
+    expected = np.concatenate([np.eye(32)[hand], np.eye(11)[dealer], np.eye(2)[ace]])
+    assert cards.reset(seed=1)[0].tolist() == expected.tolist()
+
+
+def test_whole_numbers_beside_an_image_are_one_hot_entries():
+    space = spaces.Dict(camera=image(6, 4, 3), facing=spaces.Discrete(4, start=1), doors=spaces.MultiBinary(3))
+    env = StandardEnv(Shows(space, {"camera": CAMERA, "facing": 2, "doors": [1, 0, 1]}), image_size=(6, 4))
+    seen = env.reset()[0]
+    assert seen["facing"].tolist() == [0, 1, 0, 0]
+    assert seen["doors"].tolist() == [1, 0, 1]
+    assert env.observation_space.contains(seen)
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "message"),
+    [
+        (spaces.Discrete(3), 3, r"observation must be one of Discrete\(3\), got 3"),
+        (spaces.Dict(a=box(2), b=box(1)), {"a": np.zeros(2)}, r"observation must be one of Dict.*, got \{'a'"),
+        (box(2), "up", r"observation must be one of Box.*, got 'up'"),
+    ],
+)
+def test_a_state_that_is_none_of_its_space_is_named(space, observation, message):
+    with pytest.raises(ValueError, match=message):
+        StandardEnv(Shows(space, observation), obs="state").reset()
+
+
+def test_text_is_seen_by_the_places_of_its_letters():
+    env = StandardEnv(Shows(spaces.Text(3, charset="ab"), "ba"), obs="state")
+    seen = env.reset()[0]
+    assert seen.shape == (3,)
+    assert seen.tolist() == spaces.flatten(env.unwrapped.observation_space, "ba").tolist()

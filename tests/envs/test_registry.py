@@ -53,6 +53,38 @@ def test_a_callable_that_renders_gives_pixels():
     assert env.action_repeat == 1
 
 
+class Film(Walk):
+    """The same, which observes a picture itself."""
+
+    def __init__(self):
+        super().__init__(render_mode="rgb_array")
+        self.observation_space = spaces.Box(0, 255, (10, 20, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.render(), {}
+
+
+def test_the_result_says_what_draws_its_pixels():
+    assert make_env(Walk, obs="state").renderer == "none"
+    assert make_env(Walk, obs="state", renderer="rays").renderer == "none"
+    assert make_env(Walk, render_mode="rgb_array").renderer == "own"
+    assert make_env(Walk, obs="both", render_mode="rgb_array").renderer == "own"
+    assert make_env(Film).renderer == "own"
+    assert make_env("dmc:cartpole-balance", obs="state").renderer == "none"
+
+
+@pytest.mark.parametrize("renderer", ["gl", "rays"])
+def test_a_renderer_for_an_environment_that_draws_itself_is_refused(renderer):
+    message = f"renderer must be \"auto\" for an environment that draws itself, got '{renderer}'"
+    made = []
+    with pytest.raises(ValueError, match=message):
+        make_env(lambda: made.append(Film()) or made[0], renderer=renderer)
+    assert made[0].closed
+    with pytest.raises(ValueError, match=message):
+        make_env("gym:Pendulum-v1", renderer=renderer)
+
+
 def test_an_environment_that_does_not_fit_is_closed_again():
     made = []
     with pytest.raises(ValueError, match='obs="pixels" needs'):
@@ -113,6 +145,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones(name, message):
         ({"action_repeat": 2.0}, "action_repeat must be a whole number of at least 1, got 2.0"),
         ({"action_repeat": True}, "action_repeat must be a whole number of at least 1, got True"),
         ({"quality": "best"}, "quality must be one of tuned, fast, suite, got 'best'"),
+        ({"renderer": "cpu"}, "renderer must be one of auto, gl, rays, got 'cpu'"),
         ({"camera": 0}, "camera must be None for a callable"),
     ],
 )

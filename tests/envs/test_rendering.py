@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -81,18 +82,18 @@ def test_systems_with_one_driver_need_no_choice(machine, monkeypatch):
     assert tried == []
 
 
-def test_without_gl_pixels_say_what_to_install_and_change_nothing(machine):
+def test_without_gl_its_pixels_say_what_to_install_and_change_nothing(machine):
     machine()
     message = (
         r"^MuJoCo cannot render pixels here: none of egl, osmesa works; run apt-get install -y "
-        r'--no-install-recommends libegl1 libgl1 \(or libosmesa6\), or use obs="state"$'
+        r'--no-install-recommends libegl1 libgl1 \(or libosmesa6\), or use renderer="rays" or obs="state"$'
     )
     with pytest.raises(RuntimeError, match=message):
         select_backend()
     with pytest.raises(RuntimeError, match=message):
-        make_env("dmc:cartpole-balance")
+        make_env("dmc:cartpole-balance", renderer="gl")
     with pytest.raises(RuntimeError, match=message):
-        make_env("gym:InvertedPendulum-v5")
+        make_env("gym:InvertedPendulum-v5", renderer="gl")
     assert "MUJOCO_GL" not in os.environ
 
 
@@ -102,6 +103,45 @@ def test_without_gl_states_go_on_with_drawing_disabled(machine):
     assert os.environ["MUJOCO_GL"] == "disabled"
     with pytest.raises(RuntimeError, match=r"MUJOCO_GL=disabled \(unset it once GL is there\); run apt-get install"):
         select_backend()
+
+
+@pytest.mark.parametrize(
+    ("renderer", "variable", "draws"),
+    [
+        ("auto", "egl", "gl"),
+        ("auto", None, "gl"),
+        ("auto", "disabled", "rays"),
+        ("auto", " OFF ", "rays"),
+        ("gl", "disabled", "gl"),
+        ("rays", "egl", "rays"),
+    ],
+)
+def test_rays_draw_where_asked_for_or_where_gl_is_disabled(machine, monkeypatch, renderer, variable, draws):
+    if variable is not None:
+        monkeypatch.setenv("MUJOCO_GL", variable)
+    assert rendering.resolve_renderer(renderer) == draws
+
+
+def test_without_gl_the_choice_of_a_renderer_ends_with_rays(machine):
+    machine()
+    select_backend(required=False)
+    assert rendering.resolve_renderer("auto") == "rays"
+
+
+def test_rays_announce_themselves_once_with_the_reason_and_the_remedy(machine, monkeypatch):
+    monkeypatch.setattr(rendering, "_announced", set())
+    monkeypatch.setenv("MUJOCO_GL", "disabled")
+    message = (
+        r"drawn by planet_lib's ray caster, since OpenGL is not available \(MUJOCO_GL=disabled\)\. They differ "
+        r"slightly from OpenGL's: train and evaluate with the same renderer\. For OpenGL unset MUJOCO_GL and run "
+        r'apt-get install -y --no-install-recommends libegl1 libgl1 \(or libosmesa6\); renderer="rays" silences this$'
+    )
+    with pytest.warns(rendering.RendererWarning, match=message):
+        rendering.announce_rays()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rendering.announce_rays()
+    assert caught == []
 
 
 def test_a_probe_tells_what_works_from_what_does_not(gl):

@@ -5,7 +5,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planet_lib.envs.wrappers import StandardEnv
+from planet_lib.envs.wrappers import PadActions, StandardEnv
 
 
 class Counter(gymnasium.Env):
@@ -188,10 +188,10 @@ def test_action_spaces_that_have_no_middle_are_refused():
         StandardEnv(Counter(low=(-np.inf, 0), high=(1, 1)), obs="state")
     with pytest.raises(ValueError, match="action space must be bounded, low < high"):
         StandardEnv(Counter(low=(1, 0), high=(1, 1)), obs="state")
-    discrete = Counter()
-    discrete.action_space = spaces.Discrete(3)
-    with pytest.raises(ValueError, match=r"action space must be a Box of floats, got Discrete\(3\)"):
-        StandardEnv(discrete, obs="state")
+    several = Counter()
+    several.action_space = spaces.MultiDiscrete([3, 2])
+    with pytest.raises(ValueError, match=r"must be a Box of floats or Discrete, got MultiDiscrete.*TransformAction"):
+        StandardEnv(several, obs="state")
 
 
 def test_actions_with_several_axes_are_flattened():
@@ -201,3 +201,106 @@ def test_actions_with_several_axes_are_flattened():
     assert env.action_space == spaces.Box(-1, 1, (6,), np.float32)
     env.step(np.linspace(-1, 1, 6))
     assert env.unwrapped.actions[0] == pytest.approx(np.linspace(-1, 1, 6).reshape(2, 3))
+
+
+class Chooser(Counter):
+    """Such an environment with four actions, the first of them called 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Discrete(4, start=3)
+
+    def step(self, action):
+        return super().step(np.array(action))
+
+
+def test_a_one_hot_action_is_the_discrete_one_at_its_place():
+    env = started(Chooser(), action_repeat=2)
+    assert env.action_space == spaces.Box(0, 1, (4,), np.float32)
+    assert env.num_actions == 4
+    for action in ([1, 0, 0, 0], [0, 0, 0, 1], [1e-7, 0, 1 - 1e-7, 0]):
+        env.reset()
+        env.step(np.array(action))
+    assert [int(action) for action in env.unwrapped.actions] == [3, 3, 6, 6, 5, 5]
+    assert env.unwrapped.actions[0].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(4), r"action must be one-hot, one of 4 entries 1 .*, got \[0. 0. 0. 0.\]; give np.eye\(4, dtype"),
+        (np.array([1, 1, 0, 0]), "action must be one-hot"),
+        (np.array([0, 0.99, 0, 0]), "action must be one-hot"),
+        (np.array([1, -1, 0, 0]), "action must be one-hot"),
+        (np.array([0, 2, 0, 0]), r"action must be within \[-1, 1\]"),
+        (np.array([0, np.nan, 0, 0]), "action must be finite"),
+        (np.array(2), r"action must be \[A\] with A=4 .*, got \[\]"),
+    ],
+)
+def test_an_action_that_is_not_one_hot_is_refused_before_the_environment_steps(action, message):
+    env = started(Chooser())
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+    assert env.unwrapped.actions == []
+
+
+def test_actions_of_a_box_have_no_number():
+    assert started(Counter()).num_actions is None
+
+
+def test_what_draws_is_kept_by_name():
+    assert StandardEnv(Counter(), obs="state").renderer == "own"
+    assert StandardEnv(Counter(), obs="state", renderer="gl-tuned").renderer == "gl-tuned"
+
+
+def test_padded_actions_count_by_their_first_entries_alone():
+    env, plain = PadActions(started(Counter(), action_repeat=2), 5), started(Counter(), action_repeat=2)
+    assert env.action_space == spaces.Box(-1, 1, (5,), np.float32)
+    first = np.array([0.5, -0.25], np.float32)
+    for rest in (np.zeros(3, np.float32), np.array([1, -1, 0.3], np.float32)):
+        env.reset()
+        plain.reset()
+        observation, *others = env.step(np.concatenate([first, rest]))
+        expected, *other_expected = plain.step(first)
+        assert observation.tolist() == expected.tolist()
+        assert others == other_expected
+    assert np.array_equal(env.unwrapped.actions, plain.unwrapped.actions)
+
+
+def test_padding_keeps_what_the_environment_says_of_itself():
+    env = PadActions(StandardEnv(Counter(), obs="state", action_repeat=3, renderer="rays"), 2)
+    assert (env.action_repeat, env.renderer, env.num_actions) == (3, "rays", None)
+    discrete = PadActions(StandardEnv(Chooser(), obs="state"), 6)
+    assert discrete.action_space == spaces.Box(0, 1, (6,), np.float32)
+    assert discrete.num_actions == 4
+    discrete.reset()
+    discrete.step(np.eye(6)[3])
+    assert int(discrete.unwrapped.actions[0]) == 6
+    with pytest.raises(ValueError, match="action must be one-hot, one of 4 entries 1"):
+        discrete.step(np.eye(6)[4])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(2), r"action must be \[A\] with A=5 .*, got \[2\]"),
+        (np.array([0, 0, 0, 0, np.nan]), "action must be finite"),
+        (np.array([0, 0, 0, 1.5, 0]), r"action must be within \[-1, 1\]"),
+    ],
+)
+def test_what_stands_in_the_padding_is_checked_too(action, message):
+    env = PadActions(started(Counter()), 5)
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+    assert env.unwrapped.actions == []
+
+
+@pytest.mark.parametrize("action_dim", [1, 2.0, True])
+def test_padding_must_be_at_least_as_long_as_the_own_actions(action_dim):
+    with pytest.raises(ValueError, match=r"action_dim must be a whole number of at least A=2 .*; give the largest of"):
+        PadActions(started(Counter()), action_dim)
+
+
+def test_padding_takes_no_environment_under_another_contract():
+    with pytest.raises(TypeError, match="env must be a StandardEnv, such as make_env returns, got Counter"):
+        PadActions(Counter(), 5)

@@ -7,5 +7,6 @@ For the tests of whoever writes a part. Nothing else of the library imports it. 
 from planet_lib.testing.cell import check_cell
 from planet_lib.testing.contract import ContractError
 from planet_lib.testing.dynamics import check_dynamics
+from planet_lib.testing.env import check_env
 
-__all__ = ["ContractError", "check_cell", "check_dynamics"]
+__all__ = ["ContractError", "check_cell", "check_dynamics", "check_env"]

@@ -4,7 +4,7 @@ from planet_lib.data.collect import Environment, Policy, VectorEnvironment, rand
 from planet_lib.data.episodes import load_episode, load_episodes, save_episode
 from planet_lib.data.pixels import dequantise, prepare, to_uint8
 from planet_lib.data.replay import SequenceReplay
-from planet_lib.data.sources import minari_episodes, read_episodes
+from planet_lib.data.sources import minari_episodes, read_episodes, shapes_of
 
 __all__ = [
     "Environment",
@@ -21,5 +21,6 @@ __all__ = [
     "run_episode",
     "run_episodes",
     "save_episode",
+    "shapes_of",
     "to_uint8",
 ]

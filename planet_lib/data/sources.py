@@ -41,7 +41,7 @@ def read_episodes(
 
     Args:
         source: a run's directory (its `episodes/`), a folder of episodes (`episode-NNNNNN-LLLL.npz`), one `.npz` file
-            of any name, or "minari:NAME" for a Minari dataset on this machine, as in "minari:D4RL/pendulum/random-v0".
+            of any name, or "minari:NAME" for a Minari dataset on this machine, as in "minari:D4RL/door/human-v2".
         obs: takes this entry alone where observations are dictionaries; None takes what there is.
         action_low: for Minari; see `minari_episodes`.
         action_high: likewise.

@@ -12,6 +12,8 @@ Source: the environments of PlaNet, arXiv:1811.04551 and google-research/planet.
 """
 
 from planet_lib.envs.registry import default_action_repeat, make_env
-from planet_lib.envs.rendering import select_backend
+from planet_lib.envs.rendering import RendererWarning, select_backend
+from planet_lib.envs.tasks import widest_action
+from planet_lib.envs.vector import make_vector_env
 
-__all__ = ["default_action_repeat", "make_env", "select_backend"]
+__all__ = ["RendererWarning", "default_action_repeat", "make_env", "make_vector_env", "select_backend", "widest_action"]

@@ -1,0 +1,226 @@
+"""One environment in a process of its own.
+
+It knows processes, pipes and signals; what is asked, and what a failure means for an episode, is decided in
+`planet_lib.envs.standard_vector`. Observations travel through the pipe: for pictures of a learner's size that takes
+little beside drawing them, and there is no shared memory that a killed process could leave half written or behind.
+
+A worker is spawned, never forked: a driver's threads don't survive a fork, and the child of a parent that has rendered
+would hang. It ignores Ctrl-C, which the parent answers for all, and ends when its pipe closes or its parent is gone.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any
+
+from planet_lib.envs._slots import END_SECONDS, Description, LostError, call, describe
+
+_START_SECONDS = 120.0  # imports and the first GL context, of many workers on few cores
+_NOT_STARTED = (
+    "; what it printed says why. A script that makes workers needs `if __name__ == '__main__':` around what it does, "
+    "since each worker imports it"
+)
+
+
+class Worker:
+    """An environment in a spawned process, which starts at once.
+
+    Args:
+        make: the pickled function that makes the environment.
+        name: of the process.
+        timeout: seconds that an answer may take; the start may take 120 if that is longer.
+    """
+
+    def __init__(self, make: bytes, *, name: str, timeout: float) -> None:
+        self._make, self._name, self._timeout = make, name, timeout
+        self._context = multiprocessing.get_context("spawn")
+        self._process: Any = None
+        self.restart()
+
+    def describe(self) -> Description:
+        """Wait until the environment is made, and tell what it is."""
+        try:
+            described: Description = self._start()
+        except LostError:
+            self._kill()
+            raise
+        return described
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Send a question. A worker that died is noticed when it should answer; one that was given up starts anew."""
+        if self._process is None:
+            self.restart()
+        self._asked += 1
+        self._asked_at = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._pipe.send((self._asked, name, args, kwargs))
+
+    def answer(self) -> Any:
+        """Wait for the answer to the last question; after a `LostError` the process is gone."""
+        try:
+            if self._description is None:
+                self._start()
+                self._asked_at = time.monotonic()
+            return self._read(self._asked, self._asked_at + self._timeout)
+        except LostError:
+            self._kill()
+            raise
+
+    def restart(self) -> None:
+        """End the process, if there is one, and start another; the pipe is new, so nothing old can be read."""
+        self._kill()
+        self._pipe, theirs = self._context.Pipe()
+        self._process = self._context.Process(target=work, args=(theirs, self._make), name=self._name, daemon=True)
+        try:
+            with _ctrl_c_waits():
+                self._process.start()
+        finally:
+            theirs.close()
+        self._asked, self._started_at = 0, time.monotonic()
+        self._description: Description | None = None
+
+    def hang_up(self) -> None:
+        """Close the pipe: a worker that waits for a question, or is about to answer one, then ends."""
+        self._pipe.close()
+
+    def end(self, deadline: float) -> None:
+        """Let the worker close its environment, if it has one; then kill it."""
+        self.hang_up()
+        if self._process is not None and self._description is not None:
+            self._process.join(max(0.0, deadline - time.monotonic()))
+        self._kill()
+
+    def _start(self) -> Description:
+        """Wait until the environment is made."""
+        if self._description is None:
+            limit = max(self._timeout, _START_SECONDS)
+            description: Description = self._read(0, self._started_at + limit)
+            self._description = description
+        return self._description
+
+    def _read(self, number: int, deadline: float) -> Any:
+        """Return the answer to question `number`; earlier ones were interrupted, and nobody waits for theirs."""
+        while True:
+            try:
+                if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
+                    raise LostError(f"its process gave no answer within {self._limit():g} seconds (timeout)")
+                answered, succeeded, value = self._pipe.recv()
+            except (EOFError, OSError) as error:
+                raise LostError(self._obituary()) from error
+            if not succeeded:
+                reason, original = value
+                raise LostError(reason, _unpacked(original))
+            if answered == number:
+                return value
+
+    def _limit(self) -> float:
+        """Return the seconds that are waited for now."""
+        return max(self._timeout, _START_SECONDS) if self._description is None else self._timeout
+
+    def _obituary(self) -> str:
+        """Say how the process ended."""
+        self._process.join(END_SECONDS)
+        code = self._process.exitcode
+        if code is None:
+            return "its process closed the pipe"
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        early = _NOT_STARTED if self._description is None else ""
+        return f"its process ended with exit code {code}{early}"
+
+    def _kill(self) -> None:
+        """Leave no process behind, nor anything of it."""
+        if self._process is not None:
+            self._pipe.close()
+            if self._process.pid is not None:
+                self._process.kill()
+                self._process.join()
+            self._process.close()
+            self._process = None
+
+
+def work(pipe: Connection, make: bytes) -> None:
+    """Make the environment and answer until the pipe closes; the worker's process does nothing else."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    env, number = None, 0
+    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+        try:
+            env = pickle.loads(make)()
+            pipe.send((number, True, describe(env)))
+            while True:
+                number, name, args, kwargs = _asked(pipe)
+                pipe.send((number, True, call(env, name, args, kwargs)))
+        except _HungUp:
+            pass
+        except BaseException as error:  # also SystemExit, which an environment has no business to raise
+            pipe.send((number, False, (traceback.format_exc().strip(), _packed(error))))
+        finally:
+            if env is not None:
+                env.close()
+
+
+class _HungUp(Exception):
+    """The parent closed the pipe."""
+
+
+def _asked(pipe: Connection) -> Any:
+    """Return the next question."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError) as error:
+        raise _HungUp from error
+
+
+def _packed(error: BaseException) -> bytes | None:
+    """Return the exception as bytes, or None for one that does not survive the way."""
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+    except Exception:
+        return None
+    return packed
+
+
+def _unpacked(packed: bytes | None) -> BaseException | None:
+    """Return the exception, or None for one that is known only over there."""
+    try:
+        error = None if packed is None else pickle.loads(packed)
+    except Exception:
+        return None
+    return error if isinstance(error, Exception) else None
+
+
+def _die_with_parent() -> None:
+    """End this process as soon as the parent has ended, however it did and whatever the environment does."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold Ctrl-C back while a process starts: the child inherits this, and is not interrupted during its imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    if sys.platform != "win32":
+        resource_tracker.ensure_running()  # starting it for the first time would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,249 @@
+"""Train a world model on recorded episodes alone, with no environment and no planner.
+
+    python examples/train_offline.py runs/NAME FOLDER FILE.npz minari:NAME   # any of these
+    python examples/train_offline.py --resume runs/NAME                      # go on after Ctrl-C, a crash or a kill
+
+A share of the episodes is kept aside and judges the model: some rows seen, the rest imagined from the actions alone.
+Everything goes to runs/NAME: settings.json, metrics.csv, tensorboard/, videos/ (from pixels) and checkpoint.pt, which
+examples/open_loop.py reads, and so does examples/evaluate.py where --env says what the episodes are of.
+"""
+
+import argparse
+import dataclasses
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import planet_lib as pl
+from planet_lib import training
+from planet_lib.data.sources import read_episodes, shapes_of
+from planet_lib.training.presets import MODEL_FIELDS, PRESETS, Preset, build_model, build_objective, get_preset
+
+HOLDOUT = ("holdout_obs", "holdout_obs_last", "holdout_reward_r2")
+COLUMNS = (
+    *("updates", "loss_total", "loss_obs", "loss_reward", "loss_continue", "kl", "kl_clipped", "global_kl"),
+    *("overshooting_kl", "overshooting_reward", "overshooting_obs", "grad_norm", *HOLDOUT, "seconds_total"),
+    "updates_per_second",
+)
+# What a checkpoint cannot change and still be the same run.
+IDENTITY = ("sources", "entry", "holdout", "env", "cell", "preset", "continue_scale", *MODEL_FIELDS)
+SAVED = ("settings", "renderer", "action_dim", "done", "metrics_rows", "model", "optimizer", "replay", "rng")
+# What evaluate.py asks of the environment that the episodes are of: taken over from a source that is a run.
+WORLD = {"env": "", "tasks": "", "camera": "", "action_repeat": 0, "renderer": "auto", "quality": "tuned"}
+# Fields of the preset about collecting, which are no flags here; the size of the frames comes with them.
+COLLECTING = {"num_episodes", "seed_episodes", "updates_per_episode", "eval_every", "eval_episodes", "image_size"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a mistake in it, or in the data, ends with one line."""
+    try:
+        train(parse(arguments))
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
+        sys.exit(f"train_offline.py: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("train_offline.py: stopped")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Read everything, then update and report until the updates are done or Ctrl-C."""
+    preset = Preset.from_settings(vars(args))
+    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
+    training.check_settings(settings)
+    if min(args.updates, args.report_every) < 1:
+        raise ValueError(f"--updates and --report-every must be at least 1, got {args.updates}, {args.report_every}")
+    device = training.choose_device(args.device)
+    name = "-".join(["offline", Path(args.sources[0]).stem, args.cell, args.preset, f"seed{args.seed}"])
+    saved, path = None, Path(args.resume or Path(args.out) / (args.name or name))
+    if args.resume:
+        saved = training.load_checkpoint(path / "checkpoint.pt", required=SAVED)
+        training.check_compatible(saved["settings"], settings, IDENTITY)
+    elif path.exists():
+        raise FileExistsError(f"{path} already exists: go on with it by --resume, or choose another --name")
+    torch.manual_seed(args.seed)
+    replay, held, data = read(args, preset.replay_capacity)
+    if saved is not None:
+        training.check_compatible(saved["done"], data, data)  # episodes added or lost would make it another run
+    obs_shape, action_dim = shapes_of(held[0])
+    shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
+    images = [name for name, shape in shapes.items() if len(shape) == 3]
+    training.check_extras(pixels=bool(images))
+    settings["obs"] = "both" if isinstance(obs_shape, dict) else "pixels" if images else "state"
+    settings["image_size"] = shapes[images[0]][1] if images else preset.image_size
+    model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    objective, precision = build_objective(preset), torch.bfloat16 if preset.precision == "bfloat16" else None
+    limits: dict[str, Any] = {"grad_clip": preset.grad_clip, "autocast": precision}
+    longest = max(held, key=lambda episode: len(episode.reward))  # the first of the longest
+    windows = {"context": args.context, "length": min(args.length, len(longest.reward))}
+
+    renderer = saved["renderer"] if saved else renderer_of(args.sources[0]) if images else "none"
+    done = {**data, "updates": 0, "seconds": 0.0}
+    if saved is None:
+        run = training.RunDirectory.create(path, settings)
+    else:
+        run, done = training.RunDirectory.open(path), saved["done"]
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        replay.load_state_dict(saved["replay"])
+        training.set_rng_state(saved["rng"])
+    kept = saved["metrics_rows"] if saved else None
+    metrics = training.MetricsWriter(run.path, COLUMNS, step_column="updates", resume_at=kept)
+    began = time.monotonic() - done["seconds"]
+    progress = training.Progress(total=args.updates, done=done["updates"], unit="updates")
+    counts = f"{replay.num_episodes} episodes ({replay.num_steps} rows, {data['terminated']} episodes terminate)"
+    progress.say(f"{run.path}: {counts}, {len(held)} kept aside, {settings['obs']}, {args.cell}, on {device}")
+    if replay.num_steps < data["rows"]:
+        progress.say(f"only the newest of all {data['rows']} rows fit: raise --replay-capacity")
+
+    def fit(until: int) -> dict[str, Any]:
+        """Update on windows of the replay; returns the mean losses."""
+        start, rows = time.monotonic(), []
+        with progress.phase("updates", total=until - done["updates"], unit="updates") as bar:
+            while done["updates"] < until:
+                training.warm_up(optimizer, preset.learning_rate, done["updates"], preset.warmup_updates)
+                batch = replay.sample(preset.batch_size, preset.window)
+                rows.append(training.update(model, optimizer, batch, objective, **limits).metrics())
+                done["updates"] += 1
+                bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
+        progress.advance(len(rows))
+        means = {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}
+        return {**means, "updates_per_second": len(rows) / (time.monotonic() - start)}
+
+    def judge() -> dict[str, Any]:
+        """Measure how wrong the episodes kept aside are imagined, and draw the longest."""
+        if not images:
+            return vector_error(model, held, **windows)
+        training.draw_episode(run.videos / f"updates-{done['updates']:07d}", model, longest, **windows)
+        error = training.open_loop_error(model, held, **windows, image=images[0] or None)
+        means = (float(values.mean()) for values in (error.image, error.last_frame, error.reward_r2))
+        return dict(zip(HOLDOUT, means, strict=True))
+
+    def save() -> None:
+        """Write the checkpoint that `--resume` goes on from."""
+        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "replay": replay.state_dict()}
+        counts = {"done": done, "metrics_rows": metrics.num_rows, "rng": training.rng_state()}
+        facts = {"settings": settings, "renderer": renderer, "action_dim": action_dim}
+        training.save_checkpoint(run.checkpoint_path, {**facts, **counts, **states})
+
+    try:
+        if saved is None:
+            save()  # so that a run goes on from wherever it stops
+        while done["updates"] < args.updates:
+            row = fit(min(args.updates, (done["updates"] // args.report_every + 1) * args.report_every))
+            with torch.random.fork_rng():  # training goes on as if nobody had looked
+                row |= judge()
+            done["seconds"] = time.monotonic() - began
+            metrics.write({"updates": done["updates"], **row, "seconds_total": done["seconds"]})
+            save()
+            shown = (f"{name} {row[name]:.3g}" for name in ("loss_obs", "loss_reward", "kl", *HOLDOUT))
+            progress.say(f"update {done['updates']}: {', '.join(shown)}")
+        progress.say(f"all {done['updates']} updates are done; a larger --updates with --resume goes on")
+    except KeyboardInterrupt:
+        progress.say(f"stopped; go on with: --resume {shlex.quote(str(run.path))}")
+    finally:
+        progress.close()
+        metrics.close()
+
+
+def read(args: argparse.Namespace, capacity: int) -> tuple[pl.SequenceReplay, list[pl.Episode], dict[str, Any]]:
+    """Read all sources: the replay, the episodes kept aside, and what tells these data from others."""
+    data: dict[str, Any] = {"episodes": 0, "held": 0, "rows": 0, "terminated": 0, "reward": 0.0}
+    replay, held = None, []
+    sources = (read_episodes(source, obs=args.entry or None) for source in args.sources)
+    for number, episode in enumerate(chain.from_iterable(sources)):
+        if replay is None:
+            obs_shape, action_dim = shapes_of(episode)
+            replay = pl.SequenceReplay(capacity, obs_shape=obs_shape, action_dim=action_dim, seed=args.seed)
+        if shapes_of(episode) != (obs_shape, action_dim):
+            raise ValueError(f"episodes must be alike, got {shapes_of(episode)} after {(obs_shape, action_dim)}")
+        if math.floor((number + 1) * args.holdout + 0.5) > math.floor(number * args.holdout + 0.5):  # evenly spread
+            held.append(episode)
+        else:
+            replay.add(episode)
+            data["rows"] += len(episode.reward)
+        data["reward"] += float(episode.reward.sum())
+        data["terminated"] += int(episode.terminated[-1])
+    data |= {"episodes": replay.num_episodes if replay else 0, "held": len(held)}
+    if replay is None or not replay.num_episodes or not held:
+        raise ValueError(f"--holdout {args.holdout:g} must leave episodes to train on and some aside, got {data}")
+    most = min(args.length, max(len(episode.reward) for episode in held)) - 1
+    if not 1 <= args.context <= most:
+        raise ValueError(f"--context must be 1 to {most}, less than --length and an episode, got {args.context}")
+    return replay, held, data
+
+
+def renderer_of(source: str) -> str:
+    """What drew the frames: a run remembers it, and other recordings do not."""
+    path = Path(source) / "checkpoint.pt"
+    return str(training.load_checkpoint(path).get("renderer", "unknown")) if path.exists() else "unknown"
+
+
+@torch.no_grad()
+def vector_error(model: pl.WorldModel, episodes: Sequence[pl.Episode], *, context: int, length: int) -> dict[str, Any]:
+    """What `open_loop_error` measures, of vectors: squared error per number, on windows that are always the same."""
+    rows, (obs_shape, action_dim) = sum(len(episode.reward) for episode in episodes), shapes_of(episodes[0])
+    replay = pl.SequenceReplay(rows, obs_shape=obs_shape, action_dim=action_dim)
+    for episode in episodes:
+        replay.add(episode)
+    batch = replay.sample(200, length, uniform="steps").to(next(model.parameters()).device)
+    _, posterior = pl.observe(model.cell, model.encoder(batch.obs), batch.action, batch.is_first)
+    seen = type(posterior)(*(field[context - 1] for field in posterior))
+    features = model.cell.features(pl.imagine(model.cell, seen, batch.action[context:]))
+    pair = (batch.obs, model.decoder(features))
+    truth, predicted = (torch.cat(list(obs.values()), -1) if isinstance(obs, dict) else obs for obs in pair)
+    mask, wanted = batch.mask[context:], batch.reward[context:]
+    missed = (model.reward_head(features) - wanted).square()[mask].mean() / wanted[mask].var(correction=0)
+    errors = [(guess - truth[context:]).square()[mask].mean() for guess in (predicted, truth[context - 1])]
+    return {name: float(value) for name, value in zip(HOLDOUT, (*errors, 1 - missed), strict=True)}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags; most fields of the preset are some, and a resumed run starts from its own settings."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
+    first.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
+    first.add_argument("--env", default="", help="what evaluate.py acts in; if empty, that of a source that is a run")
+    first.add_argument("--resume", metavar="DIR", help="go on with the run in this directory")
+    known, rest = first.parse_known_args(arguments)
+    runs = [each for each in rest if (Path(each) / "settings.json").is_file() and not known.env]
+    origin = training.RunDirectory.open(runs[0]).settings if runs else {}
+    inherited: dict[str, Any] = {name: origin[name] for name in WORLD if name in origin}
+    env = known.env or inherited.get("tasks") or inherited.get("env", "")
+    preset = get_preset(known.preset, cell=known.cell, env=env).settings()
+    about, style = (__doc__ or "").split("\n\n")[0], argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=about, parents=[first], formatter_class=style)
+    parser.set_defaults(**(WORLD | preset | {"env": env} | inherited))
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="a run, folder or file of .npz, or minari:NAME")
+    parser.add_argument("--updates", type=int, default=10_000, help="in all")
+    parser.add_argument("--report-every", type=int, default=500, help="updates to a row of metrics and a checkpoint")
+    parser.add_argument("--holdout", type=float, default=0.1, help="share of the episodes kept aside")
+    parser.add_argument("--context", type=int, default=5, help="rows seen of those")
+    parser.add_argument("--length", type=int, default=50, help="rows seen and imagined of those")
+    parser.add_argument("--entry", default="", help="takes this entry of dictionaries alone")
+    parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--out", default="runs", help="where runs are kept")
+    parser.add_argument("--name", default="", help="of the run's directory; made from the settings if empty")
+    group = parser.add_argument_group("settings of the preset")
+    for item in dataclasses.fields(Preset):
+        if item.name not in COLLECTING:
+            flag, kind = f"--{item.name.replace('_', '-')}", type(preset[item.name])
+            group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=item.metadata["help"])
+    if known.resume:
+        parser.set_defaults(**training.RunDirectory.open(known.resume).settings)
+    args = parser.parse_intermixed_args(arguments)
+    if not args.sources:
+        parser.error("SOURCE is missing: a run, a folder or file of .npz episodes, or minari:NAME")
+    args.sources = [each if each.startswith("minari:") else str(Path(each).resolve()) for each in args.sources]
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from planet_lib.planning._rewrites import compile_spelled_out
 from planet_lib.planning.planner import Planner, batch_of
 from planet_lib.types import Plan
 
@@ -72,7 +73,8 @@ class CompiledPlanner:
         # The planner's own loop, whose body is compiled.
         self._fast = copy.copy(planner)
         limits = {"isolate_recompiles": True, "recompile_limit": _MANY}
-        body = torch.compile(self.planner._iterate, dynamic=False, fullgraph=True, **limits)  # type: ignore[call-overload]
+        options: dict[str, Any] = {"backend": compile_spelled_out, "dynamic": False, "fullgraph": True, **limits}
+        body = torch.compile(self.planner._iterate, **options)
         self._fast._iterate = body  # type: ignore[method-assign]  # this copy's alone
         self._graphs: dict[Any, Captured] = {}
 

@@ -44,7 +44,7 @@ python_display_short_literal_types = True
 # Inventories of other projects would have to be fetched, so names of theirs stay unlinked text.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|np|numpy|gymnasium|collections|pathlib|typing|os|argparse)\..*"),
+    (r"py:.*", r"(torch|np|numpy|gymnasium|mujoco|collections|pathlib|typing|os|argparse)\..*"),
     (r"py:.*", r"(Tensor|nn\.Module|Module|ndarray|Generator|device|dtype|Optimizer|PathLike|Path|Env|TextIO|Obs)"),
     (r"py:.*", r"'.*'"),  # the values of a Literal
     # Type variables and private aliases: there is nothing to link to.

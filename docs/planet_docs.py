@@ -18,7 +18,12 @@ PACKAGES = ("models", "objectives", "planning", "data", "envs", "testing", "trai
 # Documented though in no __all__: what make_env returns, what a training run is configured with, and maths for cells.
 EXTRA = (
     "planet_lib.envs.wrappers.StandardEnv",
+    "planet_lib.envs.wrappers.PadActions",
+    "planet_lib.envs.standard_vector.StandardVectorEnv",
+    "planet_lib.envs.rays.RayRenderer",
+    "planet_lib.training.presets.MODEL_FIELDS",
     "planet_lib.training.presets.PRESETS",
+    "planet_lib.training.presets.add_flags",
     "planet_lib.training.presets.Preset",
     "planet_lib.training.presets.build_agent",
     "planet_lib.training.presets.build_model",

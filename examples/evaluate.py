@@ -3,26 +3,30 @@
     python examples/evaluate.py runs/NAME --episodes 10 --video
 
 The same seed gives the same episodes. The video shows the observation on the left and the model's reconstruction of it
-on the right; it is written to runs/NAME/videos/evaluation.mp4. With --set, the trained model is planned with in another
-way than it was in training:
+on the right; it is written to runs/NAME/videos/evaluation.mp4. A run of several tasks is evaluated on each; --task
+chooses one, be it another than the run's own. With --set, the trained model is planned with in another way than it was
+in training:
 
     python examples/evaluate.py runs/NAME --set planner=icem warm_start=1 num_iterations=3
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from planet_lib.data import run_episode
-from planet_lib.envs import make_env
+from planet_lib.data import run_episodes
+from planet_lib.envs import make_vector_env
 from planet_lib.training import (
     Progress,
     RunDirectory,
     check_extras,
+    check_renderer,
     check_settings,
     choose_device,
     load_checkpoint,
@@ -30,6 +34,7 @@ from planet_lib.training import (
     reconstruction_video,
 )
 from planet_lib.training.presets import Preset, build_agent, build_model, obs_shape_of
+from planet_lib.types import Episode
 
 PLANNING = [
     "planner",
@@ -52,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", help="the run's directory")
     parser.add_argument("--episodes", type=int, default=10, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of everything random; episode n begins from seed + n")
+    parser.add_argument("--task", metavar="ENV", help="an environment; by default the run's own, each of them")
+    parser.add_argument("--num-envs", type=int, default=1, help="environments at once, each in a process of its own")
+    parser.add_argument("--renderer", choices=("auto", "gl", "rays"), help="of MuJoCo's pixels; by default the run's")
+    parser.add_argument("--quality", choices=("tuned", "fast", "suite"), help="of GL's pictures; by default the run's")
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--video", action="store_true", help="write a video of the first episode (pixels only)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings: {', '.join(PLANNING)}")
@@ -65,52 +74,74 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Load, act, report."""
+    """Load the run, and act in each of its tasks."""
     if args.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     run = RunDirectory.open(args.run)
-    saved = load_checkpoint(run.checkpoint_path, required=("settings", "done", "model"))
+    saved = load_checkpoint(run.checkpoint_path, required=("settings", "renderer", "action_dim", "done", "model"))
     settings = saved["settings"]
-    missing = [name for name in ("env", "obs", "cell") if name not in settings]
+    missing = [name for name in ("env", "obs", "cell", "quality") if name not in settings]
     if missing:
         raise ValueError(f"{run.checkpoint_path} is of another program, its settings lack {', '.join(missing)}")
     preset = plan_with(Preset.from_settings(settings, where=str(run.path)), args.set)
     check_settings({"seed": args.seed})
     device = choose_device(args.device)
-    torch.manual_seed(args.seed)
-    env = make_env(
-        settings["env"],
-        obs=settings["obs"],
-        image_size=(preset.image_size, preset.image_size),
-        camera=preset.camera or None,
-        action_repeat=preset.action_repeat or None,
-    )
-    obs_shape, action_dim = obs_shape_of(env.observation_space), int(np.prod(env.action_space.shape or ()))
+    for task in [args.task] if args.task else (settings["tasks"] or settings["env"]).split(","):
+        env = make_vector_env(
+            task,
+            args.num_envs,
+            workers=args.num_envs > 1,
+            obs=settings["obs"],
+            image_size=(preset.image_size, preset.image_size),
+            camera=preset.camera or None,
+            action_repeat=preset.action_repeat or None,
+            action_dim=saved["action_dim"],
+            renderer=args.renderer or settings["renderer"],
+            quality=args.quality or settings["quality"],
+        )
+        with contextlib.closing(env):
+            check_renderer(saved["renderer"], str(env.renderer), told=bool(args.renderer or args.quality))
+            report(args, task, env, preset, saved, run, device)
+
+
+def report(
+    args: argparse.Namespace,
+    task: str,
+    env: Any,
+    preset: Preset,
+    saved: dict[str, Any],
+    run: RunDirectory,
+    device: torch.device,
+) -> None:
+    """Play the episodes of one task, and say what they earned."""
+    obs_shape, action_dim = obs_shape_of(env.single_observation_space), env.single_action_space.shape[0]
     shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
     images = [name for name, shape in shapes.items() if len(shape) == 3]
     if args.video and not images:
-        raise ValueError(f"--video needs a run from pixels, got one from {settings['obs']}")
+        raise ValueError(f"--video needs a run from pixels, got one from {saved['settings']['obs']}")
     check_extras(pixels=args.video)
-    model = build_model(preset, settings["cell"], obs_shape, action_dim).to(device)
+    torch.manual_seed(args.seed)
+    model = build_model(preset, saved["settings"]["cell"], obs_shape, action_dim).to(device)
     model.load_state_dict(saved["model"])
-    policy = build_agent(preset, model).policy(explore=False)
+    policy = build_agent(preset, model, one_hot=env.num_actions is not None).policy(explore=False)
     progress = Progress(total=args.episodes, unit="episodes")
-    returns = []
-    for number in range(args.episodes):
-        episode = run_episode(env, policy, seed=args.seed + number)
-        returns.append(float(episode.reward.sum()))
+
+    def tell(number: int, episode: Episode) -> None:
         progress.advance(1)
-        progress.say(f"episode {number + 1}: return {returns[-1]:.1f}")
-        if args.video and number == 0:
-            for name in images:
-                path = run.videos / (f"evaluation-{name}.mp4" if name else "evaluation.mp4")
-                frames = episode.obs[name] if isinstance(episode.obs, dict) else episode.obs
-                reconstruction_video(path, frames, reconstruct(model, episode, image=name or None))
-                progress.say(f"wrote {path}")
+        progress.say(f"episode {number + 1}: return {episode.reward.sum():.1f}")
+
+    seeds = range(args.seed, args.seed + args.episodes)
+    episodes = run_episodes(env, policy, seeds=seeds, on_episode=tell)
+    for name in images if args.video else []:
+        several = "" if task == saved["settings"]["env"] else f"-{task.partition(':')[2].replace('/', '-')}"
+        path = run.videos / (f"evaluation{several}-{name}.mp4" if name else f"evaluation{several}.mp4")
+        frames = episodes[0].obs[name] if isinstance(episodes[0].obs, dict) else episodes[0].obs
+        reconstruction_video(path, frames, reconstruct(model, episodes[0], image=name or None))
+        progress.say(f"wrote {path}")
     progress.close()
-    env.close()
+    returns = [float(episode.reward.sum()) for episode in episodes]
     print(
-        f"{settings['env']}: mean return {np.mean(returns):.1f}, standard deviation {np.std(returns):.1f}, "
+        f"{task}: mean return {np.mean(returns):.1f}, standard deviation {np.std(returns):.1f}, "
         f"from {min(returns):.1f} to {max(returns):.1f}, over {len(returns)} episodes, "
         f"after {saved['done']['episodes']} episodes and {saved['done']['updates']} updates"
     )

@@ -93,7 +93,8 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
     Args:
         name: "paper", "camera_ready", "v1" or "cpu".
         cell: "rssm", "ssm" or "rnn".
-        env: the environment's name, as for `planet_lib.envs.make_env`.
+        env: the environment's name, as for `planet_lib.envs.make_env`, or those of several tasks, separated by commas;
+            a camera is chosen where all of them have the same body.
 
     Raises:
         ValueError: an unknown name.
@@ -110,12 +111,14 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
     preset = PRESETS[name]
     if cell == "rnn":
         preset = replace(preset, free_nats=0.0)
-    if env.startswith("gym:"):
+    tasks = env.split(",")
+    if any(task.startswith("gym:") for task in tasks):
         preset = replace(preset, continue_scale=1.0)
     if name == "cpu":
         if cell == "rnn":
             preset = replace(preset, learning_rate=1e-3)  # at 3e-3 a run diverged after 3200 updates
-        preset = replace(preset, camera=_FOLLOWING_CAMERAS.get(env.partition("-")[0], ""))
+        bodies = {task.partition("-")[0] for task in tasks}
+        preset = replace(preset, camera=_FOLLOWING_CAMERAS.get(bodies.pop(), "") if len(bodies) == 1 else "")
     return preset
 
 

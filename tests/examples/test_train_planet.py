@@ -142,7 +142,7 @@ def test_the_learning_rate_warms_up_across_a_pause_and_the_precision_may_change_
 
 @pytest.mark.parametrize("moment", ["fit", "collect", "evaluate"])
 def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_to_the_same_end(whole, tmp_path, monkeypatch, capsys, moment):
-    place, count = {"fit": ("update", 3), "collect": ("run_episode", 4), "evaluate": ("run_episode", 6)}[moment]
+    place, count = {"fit": ("update", 3), "collect": ("run_episodes", 4), "evaluate": ("run_episodes", 5)}[moment]
     original, calls = getattr(train_planet, place), []
 
     def interrupted(*args, **kwargs):
@@ -164,7 +164,7 @@ def test_ctrl_c_in_the_first_episode_leaves_a_run_that_goes_on_to_the_same_end(w
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_planet, "run_episode", interrupted)
+    monkeypatch.setattr(train_planet, "run_episodes", interrupted)
     run = train(tmp_path, name="a run")
     assert f"stopped after 0 episodes; go on with: --resume '{run}'" in capsys.readouterr().err
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_ctrl_c_before_the_run_and_a_second_one_after_it_cost_one_line(tmp_path,
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    place = {"before": (train_planet, "make_env"), "after": (train_planet.MetricsWriter, "close")}[moment]
+    place = {"before": (train_planet, "make_vector_env"), "after": (train_planet.MetricsWriter, "close")}[moment]
     monkeypatch.setattr(*place, interrupted)
     with pytest.raises(SystemExit, match=r"^train_planet.py: stopped$"):
         train(tmp_path, "--num-episodes", "0")
@@ -210,7 +210,9 @@ def test_evaluate_reports_mean_and_spread_of_a_checkpoint_and_repeats_itself(who
 def test_evaluate_can_plan_in_another_way_than_the_run_did(whole, monkeypatch):
     evaluate, agents = load_example("evaluate"), []
     build = evaluate.build_agent
-    monkeypatch.setattr(evaluate, "build_agent", lambda *args: agents.append(build(*args)) or agents[-1])
+    monkeypatch.setattr(
+        evaluate, "build_agent", lambda *args, **flags: agents.append(build(*args, **flags)) or agents[-1]
+    )
     chosen = ["planner=icem", "warm_start=1", "num_candidates=9", "num_elites=2", "discount=0.9"]
     evaluate.main([str(whole), "--episodes", "1", "--set", *chosen])
     planner = agents[0].planner
@@ -250,9 +252,8 @@ def test_a_missing_extra_is_named_before_anything_is_collected(tmp_path, monkeyp
 
 
 def test_a_reward_that_is_not_finite_costs_one_line_and_keeps_the_run(tmp_path, monkeypatch):
-    env = train_planet.make_env("gym:Pendulum-v1", obs="state", action_repeat=20)
-    monkeypatch.setattr(env.unwrapped, "step", lambda action: (np.zeros(3, np.float32), np.nan, False, False, {}))
-    monkeypatch.setattr(train_planet, "make_env", lambda *args, **kwargs: env)
+    step = lambda self, action: (np.zeros(3, np.float32), np.nan, False, False, {})  # noqa: E731
+    monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.step", step)
     with pytest.raises(SystemExit, match=r"^train_planet.py: the environment's reward must be finite, got nan[^\n]*$"):
         train(tmp_path)
     monkeypatch.undo()
@@ -265,7 +266,9 @@ def test_a_reward_that_is_not_finite_costs_one_line_and_keeps_the_run(tmp_path, 
     [
         (["--env", "dmc:cartpole-balanse"], "it has balance,"),
         (["--env", "cartpole"], "dmc:"),
-        (["--window", "12"], "longest"),
+        (["--tasks", "gym:Pendulum-v1,gym:CartPole-v1"], "tasks must have continuous actions, or all the same"),
+        (["--num-envs", "0"], "num_envs must be"),
+        (["--init-from", "nowhere"], "run directory nowhere does not exist"),
         (["--num-elites", "7"], "num_elites must be between 1 and num_candidates=6, got 7"),
     ],
 )
@@ -339,7 +342,7 @@ def test_a_run_that_lost_something_is_refused_and_kept(whole, tmp_path, damage):
         message = "must hold 4 episodes by now, got 3: restore them"
     elif damage == "a checkpoint of another program":
         save_checkpoint(run / "checkpoint.pt", {"model": {}, "env_steps": 5})
-        message = "it lacks settings, done, metrics_rows, optimizer, replay, rng"
+        message = "it lacks settings, renderer, action_dim, done, metrics_rows, optimizer, replay, rng"
     else:
         text = (run / "settings.json").read_text()
         (run / "settings.json").write_text(text.replace('"batch_size": 2', '"batch_size": [2]'))

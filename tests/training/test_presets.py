@@ -368,3 +368,10 @@ def test_the_fields_that_make_a_model_are_those_that_building_one_reads():
     source = inspect.getsource(inspect.getmodule(build_model))
     read = {item.name for item in dataclasses.fields(Preset) if re.search(rf"\b{item.name}\b", source)}
     assert names == read - {"continue_scale"} | {"image_size"}
+
+
+def test_several_tasks_of_one_body_have_its_camera_and_others_the_first():
+    cartpoles, others = "dmc:cartpole-balance,dmc:cartpole-swingup", "dmc:cartpole-balance,dmc:reacher-easy"
+    assert get_preset("cpu", env=cartpoles).camera == "lookatcart"
+    assert get_preset("cpu", env=others).camera == ""
+    assert get_preset("cpu", env="dmc:cartpole-balance,gym:Hopper-v5").continue_scale == 1.0

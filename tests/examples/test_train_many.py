@@ -1,0 +1,256 @@
+"""The loop with several environments, several tasks, another run's model, another renderer, and replay on the disk."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from planet_lib.data import load_episodes
+from planet_lib.training import load_checkpoint, save_checkpoint
+
+pytest.importorskip("gymnasium")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = {
+    "env": "gym:Pendulum-v1",
+    "obs": "state",
+    "action-repeat": 20,
+    "seed-episodes": 2,
+    "num-episodes": 2,
+    "updates-per-episode": 2,
+    "eval-every": 2,
+    "eval-episodes": 2,
+    "batch-size": 2,
+    "window": 5,
+    "deter-dim": 8,
+    "stoch-dim": 4,
+    "hidden-dim": 8,
+    "embed-dim": 8,
+    "depth": 4,
+    "horizon": 2,
+    "num-candidates": 6,
+    "num-elites": 2,
+    "num-iterations": 2,
+}
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_planet = load_example("train_planet")
+
+
+def train(out, *flags, name="run", **changes):
+    settings = TINY | {key.replace("_", "-"): value for key, value in changes.items()}
+    tiny = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    train_planet.main([*tiny, "--out", str(out), "--name", name, *flags])
+    return out / name
+
+
+def rows_of(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(run):
+    return load_checkpoint(run / "checkpoint.pt")["model"]
+
+
+def assert_same_weights(run, other):
+    torch.testing.assert_close(weights_of(run), weights_of(other), rtol=0.0, atol=0.0)
+
+
+def test_three_workers_at_once_keep_updates_episodes_and_seeds_in_proportion(tmp_path):
+    run = train(tmp_path, num_envs=3, seed_episodes=4, num_episodes=3)
+    rows = rows_of(run)
+    assert [row["kind"] for row in rows] == ["seed"] * 4 + ["train"] * 3 + ["eval"]
+    assert [int(row["updates"]) for row in rows] == [0] * 4 + [6] * 4  # three episodes: three times the updates before
+    assert [int(row["env_steps"]) for row in rows[:7]] == [200 * n for n in range(1, 8)]
+    first = [tuple(episode.obs[0]) for episode in load_episodes(run / "episodes")]
+    assert len(set(first)) == 7  # each episode begins from a seed of its own
+
+
+def test_many_environments_in_workers_or_one_after_another_begin_from_the_same_seeds(tmp_path):
+    many, one = train(tmp_path, name="many", num_envs=2), train(tmp_path, name="one")
+    starts = [np.stack([episode.obs[0] for episode in load_episodes(run / "episodes", count=4)]) for run in (many, one)]
+    np.testing.assert_array_equal(*starts)
+
+
+def test_a_run_of_several_environments_goes_on_bit_for_bit_after_ctrl_c_in_a_round(tmp_path, monkeypatch):
+    whole = train(tmp_path, name="whole", num_envs=2, num_episodes=4)
+    original, calls = train_planet.run_episodes, []
+
+    def interrupted(env, policy, *, seeds, on_episode, **others):
+        calls.append(1)
+
+        def keep(place, episode):
+            on_episode(place, episode)
+            if len(calls) == 4:
+                raise KeyboardInterrupt  # when one of the round's two episodes is finished and on the disk
+
+        return original(env, policy, seeds=seeds, on_episode=keep if on_episode else None, **others)
+
+    monkeypatch.setattr(train_planet, "run_episodes", interrupted)
+    run = train(tmp_path, num_envs=2, num_episodes=4)
+    monkeypatch.undo()
+    assert load_checkpoint(run / "checkpoint.pt")["done"]["episodes"] == 4
+    train_planet.main(["--resume", str(run)])
+    assert_same_weights(run, whole)
+
+
+def test_discrete_actions_train_with_one_hot_actions(tmp_path):
+    run = train(tmp_path, env="gym:CartPole-v1", action_repeat=1, window=4, batch_size=2)
+    episodes = list(load_episodes(run / "episodes"))
+    assert {tuple(row) for episode in episodes for row in episode.action[1:]} <= {(0.0, 1.0), (1.0, 0.0)}
+    load_example("evaluate").main([str(run), "--episodes", "1"])
+
+
+TASKS = "gym:Pendulum-v1,gym:MountainCarContinuous-v0"
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Two tasks from pixels, whose vectors have different lengths."""
+    out = tmp_path_factory.mktemp("several")
+    return train(out, tasks=TASKS, obs="pixels", image_size=16, num_episodes=3, action_repeat=100, window=2)
+
+
+def test_several_tasks_take_turns_and_have_scores_of_their_own(several):
+    rows = [(row["kind"], row["task"].partition(":")[2]) for row in rows_of(several)]
+    pendulum, car = "Pendulum-v1", "MountainCarContinuous-v0"
+    turns = [("seed", pendulum), ("seed", car), ("train", pendulum), ("train", car)]
+    evaluations = [("eval", pendulum), ("eval", car)]
+    assert rows == [*turns, *evaluations, ("train", pendulum), *evaluations]
+    assert {path.name for path in (several / "videos").glob("episode-000004*strip*")} == set()
+    for name in (pendulum, car):
+        assert (several / "videos" / f"episode-000004-{name}-open-loop.png").exists()
+
+
+def test_a_run_of_several_tasks_goes_on_bit_for_bit(several, tmp_path):
+    settings = {"tasks": TASKS, "obs": "pixels", "image_size": 16, "action_repeat": 100, "window": 2}
+    run = train(tmp_path, **settings, num_episodes=2)
+    train_planet.main(["--resume", str(run), "--num-episodes", "3"])
+    assert_same_weights(run, several)
+
+
+def test_evaluate_reports_each_task_of_a_run_or_one_that_is_named(several, capsys):
+    evaluate = load_example("evaluate")
+    evaluate.main([str(several), "--episodes", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": mean return")[0] for line in lines] == TASKS.split(",")
+    evaluate.main([str(several), "--episodes", "1", "--task", TASKS.split(",")[1], "--video"])
+    assert [line.partition(": mean return")[0] for line in capsys.readouterr().out.splitlines()] == TASKS.split(",")[1:]
+    assert (several / "videos" / "evaluation-MountainCarContinuous-v0.mp4").stat().st_size > 500
+
+
+def test_actions_of_a_shorter_task_are_padded(tmp_path):
+    pytest.importorskip("dm_control")
+    run = train(
+        tmp_path,
+        tasks="dmc:cartpole-balance,dmc:reacher-easy",
+        obs="pixels",
+        image_size=16,
+        action_repeat=250,
+        window=3,
+        num_episodes=2,
+    )
+    assert {episode.action.shape[1] for episode in load_episodes(run / "episodes")} == {2}
+    load_example("evaluate").main([str(run), "--episodes", "1"])
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("body"), hidden_dim=9)
+
+
+def test_a_new_task_begins_with_the_model_of_another_run_but_for_the_heads(body, tmp_path):
+    begun = train(tmp_path, "--init-from", str(body), num_episodes=0, hidden_dim=9)
+    old, new = weights_of(body), weights_of(begun)
+    for name, value in new.items():
+        assert torch.equal(value, old[name]) == (not name.startswith(("reward_head", "continue_head"))), name
+
+
+def test_the_sizes_of_the_other_run_are_taken_over_unless_they_are_given(body, tmp_path):
+    tiny = {name: value for name, value in TINY.items() if not name.endswith(("-dim", "depth"))} | {"num-episodes": 0}
+    flags = [text for key, value in tiny.items() for text in (f"--{key}", str(value))]
+    train_planet.main([*flags, "--out", str(tmp_path), "--name", "run", "--init-from", str(body)])
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["settings"]["hidden_dim"] == 9
+    with pytest.raises(SystemExit, match="weights must be of a model with the same observations, actions and sizes"):
+        train(tmp_path, "--init-from", str(body), name="other", hidden_dim=10)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_transferred_run_goes_on_without_looking_at_the_other_again(body, tmp_path):
+    whole = train(tmp_path, "--init-from", str(body), name="whole", hidden_dim=9)
+    run = train(tmp_path, "--init-from", str(body), hidden_dim=9, num_episodes=1)
+    train_planet.main(["--resume", str(run), "--num-episodes", "2"])
+    assert_same_weights(run, whole)
+
+
+def test_a_checkpoint_refuses_another_renderer_unless_it_is_told(several, tmp_path, capsys):
+    saved = load_checkpoint(several / "checkpoint.pt")
+    assert saved["renderer"] == "own"  # Pendulum draws itself
+    save_checkpoint(several / "checkpoint.pt", {**saved, "renderer": "rays"})
+    try:
+        with pytest.raises(SystemExit, match="renderer must be rays, on whose pictures the model was trained, got own"):
+            train_planet.main(["--resume", str(several), "--num-episodes", "4"])
+        with pytest.raises(SystemExit, match="renderer must be rays, on whose pictures the model was trained, got own"):
+            load_example("evaluate").main([str(several), "--episodes", "1"])
+        load_example("evaluate").main([str(several), "--episodes", "1", "--renderer", "auto"])
+    finally:
+        save_checkpoint(several / "checkpoint.pt", saved)
+
+
+def test_replay_in_mapped_files_and_in_memory_give_the_same_run_and_both_go_on(tmp_path):
+    whole = train(tmp_path, name="whole")
+    mapped = train(tmp_path, "--replay-dir", str(tmp_path / "rows"), name="mapped", num_episodes=1)
+    assert sum(path.stat().st_size for path in (tmp_path / "rows").iterdir()) > 0
+    train_planet.main(["--resume", str(mapped), "--num-episodes", "2"])
+    assert_same_weights(mapped, whole)
+    with pytest.raises(SystemExit, match=r"--replay-dir must be empty for a new run, .*rows holds 44 rows"):
+        train(tmp_path, "--replay-dir", str(tmp_path / "rows"), name="third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_memory_of_the_replay_is_bounded_in_bytes(tmp_path):
+    run = train(tmp_path, "--replay-gb", "0.000002", window=3)  # 2000 bytes, three episodes of 11 rows
+    assert len(rows_of(run)) == 5
+    with pytest.raises(SystemExit, match="capacity"):
+        train(tmp_path, "--replay-gb", "0.0000003", name="too-small")
+
+
+def test_a_worker_that_dies_costs_an_episode_that_is_played_again(tmp_path, monkeypatch):
+    import os
+    import signal
+
+    whole = train(tmp_path, name="whole", num_envs=2)
+    original, killed = train_planet.make_vector_env, []
+
+    def make(*args, **settings):
+        env = original(*args, **settings)
+        step = env.step
+
+        def step_and_kill(actions):
+            if not killed:
+                killed.append(env._slots[1]._process.pid)
+                os.kill(killed[0], signal.SIGKILL)
+            return step(actions)
+
+        env.step = step_and_kill
+        return env
+
+    monkeypatch.setattr(train_planet, "make_vector_env", make)
+    with pytest.warns(RuntimeWarning, match="environment 1"):
+        run = train(tmp_path, num_envs=2)
+    assert killed
+    starts = [
+        np.stack([episode.obs[0] for episode in load_episodes(path / "episodes", count=4)]) for path in (run, whole)
+    ]
+    np.testing.assert_array_equal(*starts)
+    assert len(rows_of(run)) == len(rows_of(whole))

@@ -7,6 +7,7 @@ Source: torch.compile and torch.cuda.CUDAGraph (PyTorch documentation); ours is 
 """
 
 import copy
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -121,6 +122,7 @@ class CompiledPlanner:
 
     def _run(self, state: Any, like: Tensor, generator: torch.Generator | None, arguments: dict[str, Any]) -> Plan:
         if not like.is_cuda:
+            _keep_freed_memory()
             plan = self._fast(state, generator=generator, **arguments)
             self.mode = "compiled"
             return plan
@@ -164,6 +166,16 @@ class CompiledPlanner:
                 plan = fast(state, generator=generator, **arguments)
         source.set_state(drawn)
         return Captured(graph, inputs, plan, generator)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep what a step frees for the next step, instead of asking for it anew page by page.
+
+    glibc gives freed memory back to the system beyond a limit that follows the largest block freed so far, up to 32 MB.
+    A plan's blocks are a few megabytes each; one that is larger raises the limit above what a plan uses.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once; its memory is never touched
 
 
 def _source(generator: torch.Generator | None, device: torch.device) -> torch.Generator:

@@ -143,9 +143,9 @@ def check_quality(quality: str) -> None:
 def tune(model: Any, *, image_size: tuple[int, int], quality: Quality) -> None:
     """Set what a MuJoCo model says about drawing, before its first frame: the GL context reads it once.
 
-    tuned: shadow map 256, slices, stacks and quads 12, 8, 1, a framebuffer of the image's size, and rasterising in
-    the calling thread (LP_NUM_THREADS=0 unless set; Mesa's software driver alone reads it). Shadows, reflections, sky
-    and antialiasing stay. fast: also without antialiasing, where thin lines break up. suite: all as the model says.
+    tuned: a shadow map twice the image, between 128 and 256, slices, stacks and quads 12, 8, 1, a framebuffer of the
+    image's size, and rasterising in the calling thread (LP_NUM_THREADS=0 unless set; Mesa's software driver alone reads
+    it). Shadows, reflections, sky and antialiasing stay. fast: also without antialiasing, where thin lines break up. suite: all as the model says.
 
     Settings are only ever lowered, but for the framebuffer, which grows to the image where it has to.
 
@@ -162,7 +162,7 @@ def tune(model: Any, *, image_size: tuple[int, int], quality: Quality) -> None:
         return
     os.environ.setdefault("LP_NUM_THREADS", "0")
     vis.global_.offwidth, vis.global_.offheight = width, height
-    limits = {"shadowsize": 256, "numslices": 12, "numstacks": 8, "numquads": 1}
+    limits = {"shadowsize": min(256, max(128, 2 * height, 2 * width)), "numslices": 12, "numstacks": 8, "numquads": 1}
     if quality == "fast":
         limits["offsamples"] = 0
     for name, limit in limits.items():

@@ -46,7 +46,7 @@ def test_mujoco_draws_at_the_image_size_with_tuned_settings(gl):
     vis = env.unwrapped.model.vis
     assert frame.shape == (3, 48, 64)
     assert env.render().shape == (48, 64, 3)
-    assert (vis.quality.shadowsize, vis.quality.numslices, vis.global_.offwidth) == (256, 12, 64)
+    assert (vis.quality.shadowsize, vis.quality.numslices, vis.global_.offwidth) == (128, 12, 64)
     assert frame.max() > 60
     assert np.array_equal(env.reset(seed=0)[0], frame)
     env.close()

@@ -186,6 +186,13 @@ def test_each_quality_sets_its_levels_and_a_buffer_that_holds_the_image(quality,
     assert os.environ["LP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.parametrize(("size", "shadows"), [((16, 16), 128), ((64, 64), 128), ((64, 100), 200), ((200, 64), 256)])
+def test_the_shadow_map_grows_with_the_image(size, shadows):
+    tuned = model()
+    rendering.tune(tuned, image_size=size, quality="tuned")
+    assert values(tuned)[0][0] == shadows
+
+
 def test_tuning_never_raises_a_level():
     tuned = model(shadowsize=0, numslices=6)
     rendering.tune(tuned, image_size=(64, 64), quality="tuned")

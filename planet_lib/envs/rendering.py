@@ -145,7 +145,8 @@ def tune(model: Any, *, image_size: tuple[int, int], quality: Quality) -> None:
 
     tuned: a shadow map twice the image, between 128 and 256, slices, stacks and quads 12, 8, 1, a framebuffer of the
     image's size, and rasterising in the calling thread (LP_NUM_THREADS=0 unless set; Mesa's software driver alone reads
-    it). Shadows, reflections, sky and antialiasing stay. fast: also without antialiasing, where thin lines break up. suite: all as the model says.
+    it). Shadows, reflections, sky and antialiasing stay. fast: also without antialiasing, where thin lines break up.
+    suite: all as the model says.
 
     Settings are only ever lowered, but for the framebuffer, which grows to the image where it has to.
 

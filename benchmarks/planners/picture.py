@@ -35,13 +35,19 @@ def series(rows: list[dict[str, Any]], planner: str, column: str) -> tuple[list[
     return [batch for batch, _ in found], [value for _, value in found]
 
 
+def panels(rows: list[dict[str, Any]]) -> list[tuple[str, float, str]]:
+    """Those of `PANELS` for which the rows hold a number."""
+    return [panel for panel in PANELS if any(series(rows, planner, panel[0])[0] for planner in STYLES)]
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write a PNG of three panels, both axes logarithmic."""
+    """Write a PNG of the panels that the rows have numbers for, both axes logarithmic."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    shown = panels(rows)
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 3.8), layout="constrained")
+        figure = Figure(figsize=(3 * len(shown) + 2.0, 3.8), layout="constrained")
         batches = sorted({row["batch"] for row in rows})
-        for axes, (column, scale, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for axes, (column, scale, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             for planner, (color, line) in STYLES.items():
                 where, values = series(rows, planner, column)
                 if where:

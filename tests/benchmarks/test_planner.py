@@ -431,3 +431,15 @@ def test_the_picture_shows_operations_where_launches_were_not_counted():
     assert picture.series(rows, "Kaixhin", "launches") == ([1, 8], [20, 30])
     assert picture.series(rows, "ours compiled", "launches") == ([1], [5])
     assert picture.series(rows, "TorchRL", "launches") == ([], [])
+
+
+def test_the_picture_has_only_panels_with_numbers(tmp_path):
+    blank = {"memory_mib": None, "launches": None, "operations": None}
+    rows = [{"planner": "Kaixhin", "batch": batch, "seconds": 1.0 * batch, **blank} for batch in (1, 8)]
+    assert [column for column, _, _ in picture.panels(rows)] == ["seconds"]
+    assert [column for column, _, _ in picture.panels([rows[0] | {"operations": 7}, rows[1]])] == [
+        "seconds",
+        "launches",
+    ]
+    picture.draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000

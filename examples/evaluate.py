@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,9 @@ def evaluate(args: argparse.Namespace) -> None:
     preset = plan_with(Preset.from_settings(settings, where=str(run.path)), args.set)
     check_settings({"seed": args.seed})
     device = choose_device(args.device)
-    for task in [args.task] if args.task else (settings["tasks"] or settings["env"]).split(","):
+    told = [name for name in ("renderer", "quality") if getattr(args, name)]
+    tasks = [args.task] if args.task else (settings["tasks"] or settings["env"]).split(",")
+    for task in tasks:
         env = make_vector_env(
             task,
             args.num_envs,
@@ -100,8 +103,9 @@ def evaluate(args: argparse.Namespace) -> None:
             quality=args.quality or settings["quality"],
         )
         with contextlib.closing(env):
-            check_renderer(saved["renderer"], str(env.renderer), told=bool(args.renderer or args.quality))
-            report(args, task, env, preset, saved, run, device)
+            check_renderer(saved["renderer"], str(env.renderer), task=task, told=told)
+            name = f"-{task.partition(':')[2].replace('/', '-')}" if args.task or len(tasks) > 1 else ""
+            report(args, task, env, preset, saved, run.videos / f"evaluation{name}", device)
 
 
 def report(
@@ -110,7 +114,7 @@ def report(
     env: Any,
     preset: Preset,
     saved: dict[str, Any],
-    run: RunDirectory,
+    stem: Path,
     device: torch.device,
 ) -> None:
     """Play the episodes of one task, and say what they earned."""
@@ -133,8 +137,7 @@ def report(
     seeds = range(args.seed, args.seed + args.episodes)
     episodes = run_episodes(env, policy, seeds=seeds, on_episode=tell)
     for name in images if args.video else []:
-        several = "" if task == saved["settings"]["env"] else f"-{task.partition(':')[2].replace('/', '-')}"
-        path = run.videos / (f"evaluation{several}-{name}.mp4" if name else f"evaluation{several}.mp4")
+        path = stem.with_name(f"{stem.name}-{name}.mp4" if name else f"{stem.name}.mp4")
         frames = episodes[0].obs[name] if isinstance(episodes[0].obs, dict) else episodes[0].obs
         reconstruction_video(path, frames, reconstruct(model, episodes[0], image=name or None))
         progress.say(f"wrote {path}")

@@ -13,6 +13,7 @@ checkpoint.pt. This file is the whole loop; change it.
 
 import argparse
 import contextlib
+import math
 import shlex
 import sys
 import time
@@ -65,6 +66,7 @@ COLUMNS = (
 )
 # What cannot change and still be the same run.
 IDENTITY = (*("env", "tasks", "camera", "action_repeat", "continue_scale", "obs", "cell", "preset"), *MODEL_FIELDS)
+LOOK = ("obs", "cell", "renderer", "quality", "camera", "action_repeat")  # what --init-from takes over, too
 SAVED = ("settings", "renderer", "action_dim", "done", "metrics_rows", "model", "optimizer", "replay", "rng")
 EVAL_SEED = 1_000_000  # evaluation episodes are the same ones each time, and never training episodes
 
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     """Seed episodes, then updates and episodes in turn, until the episodes are done or Ctrl-C."""
     preset = Preset.from_settings(vars(args))
-    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
+    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name", "told"}}
     check_settings(settings)
     device = choose_device(args.device)
     saved = load_checkpoint(RunDirectory.open(args.resume).checkpoint_path, required=SAVED) if args.resume else None
@@ -94,23 +96,22 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     source = None
     if args.init_from and saved is None:
         source = load_checkpoint(RunDirectory.open(args.init_from).checkpoint_path, required=SAVED)
+        check_compatible(source["settings"], settings, ("obs", "cell"))
 
     torch.manual_seed(args.seed)
     tasks = args.tasks.split(",") if args.tasks else [args.env]
-    width = widest_action(tasks) if len(tasks) > 1 else None  # shorter actions are padded, as in the paper
+    width = widest_action(tasks, obs=args.obs) if len(tasks) > 1 else None  # shorter ones are padded
     made: dict[str, Any] = {"num_envs": args.num_envs, "workers": args.num_envs > 1, "action_dim": width}
     made |= {"action_repeat": preset.action_repeat or None, "camera": preset.camera or None, "obs": args.obs}
     made |= {"image_size": (preset.image_size,) * 2, "renderer": args.renderer, "quality": args.quality}
     envs = {task: opened.enter_context(contextlib.closing(make_vector_env(task, **made))) for task in tasks}
     env = envs[tasks[0]]
-    renderer = str(env.renderer)
-    if (before := saved or source) is not None:
-        told = any(settings[name] != before["settings"].get(name) for name in ("renderer", "quality"))
-        check_renderer(before["renderer"], renderer, told=told)
+    drawn_by = {task: str(envs[task].renderer) for task in tasks}
+    for task, renderer in drawn_by.items():
+        check_renderer((saved or source or {"renderer": drawn_by})["renderer"], renderer, task=task, told=args.told)
     obs_shape = obs_shape_of(env.single_observation_space)
     action_dim = int(np.prod(env.single_action_space.shape or ()))
-    shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
-    check_extras(pixels=any(len(shape) == 3 for shape in shapes.values()))
+    check_extras(pixels=set(drawn_by.values()) != {"none"})
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
     if source is not None:
         transfer_weights(model, source["model"])
@@ -120,11 +121,11 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     agent = build_agent(preset, model, one_hot=discrete)
     random = np.random.default_rng(args.seed)
 
-    most: dict[str, Any] = {"max_bytes": round(args.replay_gb * 1e9) or None, "directory": args.replay_dir or None}
+    most: dict[str, Any] = {"max_bytes": math.ceil(args.replay_gb * 1e9) or None, "directory": args.replay_dir or None}
     sizes: dict[str, Any] = {"obs_shape": obs_shape, "action_dim": action_dim, **most}
     replay = opened.enter_context(pl.SequenceReplay(preset.replay_capacity, **sizes, seed=args.seed))
-    if replay.num_steps and saved is None:
-        raise ValueError(f"--replay-dir must be empty for a new run, {args.replay_dir} holds {replay.num_steps} rows")
+    if replay.num_steps and (saved is None or saved["settings"]["replay_dir"] != args.replay_dir):
+        raise ValueError(f"--replay-dir must be empty or this run's, {args.replay_dir} holds {replay.num_steps} rows")
 
     # What changes as the run goes on, and with the weights makes up a checkpoint.
     done: dict[str, Any] = dict.fromkeys(("episodes", "rounds", "updates", "env_steps", "seconds"), 0)
@@ -143,7 +144,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     began = time.monotonic() - done["seconds"]
     total = preset.seed_episodes + preset.num_episodes
     progress = Progress(total=total, done=done["episodes"], unit="episodes")
-    what = f"{', '.join(tasks)} from {args.obs}" + (f" ({renderer})" if renderer != "none" else "")
+    what = f"{', '.join(tasks)} from {args.obs} ({', '.join(sorted(set(drawn_by.values())))})"
     title = f"PlaNet, {what} ({args.cell}, preset {args.preset}, seed {args.seed})"
     progress.say(f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}")
     if metrics.notice:
@@ -183,7 +184,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         """Write the checkpoint that `--resume` goes on from."""
         states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "replay": replay.state_dict()}
         counts = {"done": done, "metrics_rows": metrics.num_rows, "rng": rng_state(random=random)}
-        facts = {"settings": settings, "renderer": renderer, "action_dim": action_dim}
+        facts = {"settings": settings, "renderer": drawn_by, "action_dim": action_dim}
         save_checkpoint(run.checkpoint_path, {**facts, **counts, **states})
 
     def evaluate(task: str) -> dict[str, Any]:
@@ -227,10 +228,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
             start = time.monotonic()
             policy = random_policy(action_dim, random, one_hot=discrete) if seeding else agent.policy(explore=True)
             seeds = [args.seed * 10_000_000 + number for number in numbers]
-
-            def keep(place: int, episode: pl.Episode, first: int = first) -> None:
-                save_episode(run.episodes, episode, first + place, replace=True)
-
+            keep: Any = lambda place, episode, at=first: save_episode(run.episodes, episode, at + place, replace=True)  # noqa: E731
             episodes = play(task, policy, "seed episodes" if seeding else "episodes", seeds, keep)
             seconds = time.monotonic() - start
             steps = sum(len(episode.reward) - 1 for episode in episodes) * envs[task].action_repeat
@@ -260,19 +258,18 @@ def run_path(args: argparse.Namespace) -> Path:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags; every field of the preset is one, and a resumed run starts from its own settings."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
     first.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
     first.add_argument("--env", default="dmc:cartpole-balance", help="dmc:DOMAIN-TASK or gym:NAME")
-    first.add_argument("--tasks", default="", metavar="A,B", help="several environments, instead of --env")
-    first.add_argument("--resume", metavar="DIR", help="go on with the run in this directory")
-    first.add_argument("--init-from", metavar="DIR", help="begin with the world model of this run, for a new task")
+    names: Any = lambda text: ",".join(text.replace(",", " ").split())  # noqa: E731
+    first.add_argument("--tasks", default="", metavar="A,B", type=names, help="several environments, instead of --env")
+    earlier = first.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", metavar="DIR", help="go on with the run in this directory")
+    earlier.add_argument("--init-from", metavar="DIR", help="begin with the world model of this run, for a new task")
     known, _ = first.parse_known_args(arguments)
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0],
-        parents=[first],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    style: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], parents=[first], **style)
     parser.add_argument("--obs", choices=("pixels", "state", "both"), default="pixels", help="what the agent sees")
     parser.add_argument("--num-envs", type=int, default=1, help="environments at once, each in a process of its own")
     parser.add_argument("--renderer", choices=("auto", "gl", "rays"), default="auto", help="of MuJoCo's pixels")
@@ -283,11 +280,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="runs", help="where runs are kept")
     parser.add_argument("--name", default="", help="of the run's directory; made from the settings if empty")
+    words = [word.partition("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
+    parser.set_defaults(told=[name for name in ("renderer", "quality") if f"--{name}" in words])
     add_flags(parser, get_preset(known.preset, cell=known.cell, env=known.tasks or known.env))
     try:
         if known.init_from:
             settings = RunDirectory.open(known.init_from).settings
-            parser.set_defaults(**{name: settings[name] for name in ("obs", "cell", *MODEL_FIELDS)})
+            parser.set_defaults(**{name: settings[name] for name in (*LOOK, *MODEL_FIELDS) if name in settings})
         if known.resume:
             parser.set_defaults(**RunDirectory.open(known.resume).settings)
     except (ValueError, OSError) as error:

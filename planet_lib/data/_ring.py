@@ -104,6 +104,11 @@ class Part:
         """End the running episode."""
         self.is_open = False
 
+    def drop_newest(self) -> None:
+        """Forget the newest episode, which no longer runs and was sampled from by nobody."""
+        self.newest -= 1
+        self.head = int(self._first[self.newest % len(self._first)])
+
     def bounds(self, episodes: Array) -> tuple[Array, Array]:
         """First positions and ends of episodes, given by their numbers among those held, the oldest being 0."""
         numbers = self.oldest + episodes

@@ -36,10 +36,10 @@ def rows_per_part(capacity: int | None, max_bytes: int | None, num_parts: int, r
         check_count(capacity=capacity)
         if capacity < num_parts:
             raise ValueError(f"capacity must be at least num_envs={num_parts}, a row for each, got {capacity}")
-        limits.append(capacity // num_parts)
+        limits.append(int(capacity) // num_parts)
     if max_bytes is not None:
         check_count(max_bytes=max_bytes)
-        limits.append((max_bytes // num_parts - part_bytes) // row_bytes)
+        limits.append((int(max_bytes) // num_parts - part_bytes) // row_bytes)
         if limits[-1] < 1:
             least = num_parts * (row_bytes + part_bytes)
             raise ValueError(

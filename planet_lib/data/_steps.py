@@ -54,7 +54,8 @@ def check_steps(
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """Return one field as an array of the shape, or raise."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no such type
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be an array or tensor, got {type(value).__name__}")
     if value.shape != shape:

@@ -10,6 +10,7 @@ a machine that loses power leaves is up to its operating system: nothing waits f
 import json
 import os
 import shutil
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +26,8 @@ except ImportError:  # no such lock there (Windows)
 
 _INDEX, _LOCK = "index.json", "lock"
 _FORMAT = 1
+# What NumPy raises on truncated, damaged and foreign files.
+_DAMAGE = (OSError, ValueError, SyntaxError, tokenize.TokenError, ArithmeticError, MemoryError)
 
 Fields = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 Spans = list[tuple[int, int]]
@@ -55,11 +58,13 @@ class DirectoryStore:
 
     Raises:
         BlockingIOError: where another replay has the directory open.
-        OSError: where the disk has no room for the files.
+        OSError: where the disk has no room for the files, all of which is taken at once.
         ValueError: where the directory holds a replay of other sizes, or files that belong to none.
     """
 
     def __init__(self, directory: str | os.PathLike[str], rows: int, fields: Fields, num_parts: int) -> None:
+        if not os.fspath(directory):
+            raise ValueError("directory must be a path, or None for memory, got an empty one")
         self._folder = Path(directory)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
@@ -68,14 +73,16 @@ class DirectoryStore:
             self._facts = {"format": _FORMAT, "rows": rows, "parts": num_parts, "fields": shapes}
             index = self._folder / _INDEX
             self.spans: Spans = self._read_index(index, rows // num_parts, num_parts) if index.exists() else []
-            is_new = not self.spans
+            # One that holds no episodes may have been left before its arrays were made.
+            is_new = not any(count for _, count in self.spans)
             if is_new:
+                if not index.exists():
+                    self._check_unused(fields)
                 self._check_room(rows, fields)
-            self._maps = {name: self._map(name, (rows, *row), dtype, is_new) for name, (row, dtype) in fields.items()}
-            self.arrays: dict[str, Array] = {name: np.asarray(array) for name, array in self._maps.items()}
-            if is_new:
                 self.spans = [(0, 0)] * num_parts
                 self.publish(self.spans)
+            self._maps = {name: self._map(name, (rows, *row), dtype, is_new) for name, (row, dtype) in fields.items()}
+            self.arrays: dict[str, Array] = {name: np.asarray(array) for name, array in self._maps.items()}
         except BaseException:
             self._lock.close()
             raise
@@ -124,6 +131,18 @@ class DirectoryStore:
             )
         return spans
 
+    def _check_unused(self, fields: Fields) -> None:
+        """Raise where a file of another origin lies where an array would."""
+        foreign = [path.name for path in map(self._path, fields) if path.exists()]
+        if foreign:
+            raise ValueError(
+                f"directory must be empty or hold a replay, got {', '.join(foreign)} without {_INDEX} in "
+                f"{self._folder}; take another directory, or move them away"
+            )
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name.replace('/', '.')}.npy"
+
     def _check_room(self, rows: int, fields: Fields) -> None:
         """Raise where the files can't all fit: a mapped file that finds no room later would end the process."""
         needed = sum(rows * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in fields.values())
@@ -133,16 +152,29 @@ class DirectoryStore:
             raise OSError(f"directory must have room for {needed} bytes, got {free} in {self._folder}; lower capacity")
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], is_new: bool) -> Any:
-        path = self._folder / f"{name.replace('/', '.')}.npy"
+        path = self._path(name)
         if is_new:
-            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            _take_room(path)
+            return made
         try:
+            size = path.stat().st_size
             array = np.lib.format.open_memmap(path, mode="r+")
-        except (OSError, ValueError) as error:
+            if path.stat().st_size != size:  # mapping it has filled it up with zeros
+                os.truncate(path, size)
+                raise ValueError(f"it has {size} bytes of {array.offset + array.nbytes}")
+        except _DAMAGE as error:
             raise ValueError(f"{path} is not an array of the replay in its directory ({error}); restore it") from error
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"{path} must hold {dtype} {shape}, got {array.dtype} {array.shape}; restore it")
         return array
+
+
+def _take_room(path: Path) -> None:
+    """Reserve the blocks of a file: a mapped one that found no room later would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def write_ring(array: Array, start: int, rows: Array) -> None:

@@ -165,7 +165,7 @@ class Sampler:
         fresh = np.random.PCG64(0)
         try:
             fresh.state = state["generator"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"state must be what SequenceReplay.state_dict() returned, got {state!r:.80}") from error
         self.generator = np.random.Generator(fresh)
 

@@ -86,7 +86,8 @@ class SequenceReplay:
         directory: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
-        check_count(action_dim=action_dim)
+        check_count(action_dim=action_dim, num_envs=num_envs)
+        action_dim, num_envs = int(action_dim), int(num_envs)  # NumPy's integers have limits of their own
         self._obs_shape = checked_shapes(obs_shape, obs_dtype)
         self._flat_shapes: dict[str, tuple[int, ...]] = flat_fields({"obs": self._obs_shape})
         self._action_dim = action_dim
@@ -99,7 +100,7 @@ class SequenceReplay:
         row_bytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in fields.values())
         size = rows_per_part(capacity, max_bytes, num_envs, row_bytes + INDEX_BYTES, INDEX_BYTES)
         self._parts = [Part(size) for _ in range(num_envs)]
-        self._is_closed = False
+        self._is_closed, self._is_unpublished, self._process = False, False, os.getpid()
         self._store: MemoryStore | DirectoryStore
         if directory is None:
             self._store = MemoryStore(size * num_envs, fields)
@@ -144,12 +145,13 @@ class SequenceReplay:
         Raises:
             TypeError: where a field isn't an array of its type.
             ValueError: where a shape or value is wrong, the episode is longer than a part, or one is running in each.
+            OSError: where the index of a directory can't be written, on a full disk, say. The episode is not held then.
         """
         check_episode(episode, obs_shape=self._obs_shape, action_dim=self._action_dim)
         length, limit = len(episode.reward), self._parts[0].rows
         if length > limit:
             what = f"capacity={limit}" if len(self._parts) == 1 else f"capacity / num_envs = {limit}"
-            raise ValueError(f"episode must have at most {what} rows, got {length}; raise capacity")
+            raise ValueError(f"episode must have at most {what} rows, got {length}; raise capacity or max_bytes")
         free = [number for number, part in enumerate(self._parts) if not part.is_open]
         if not free:
             raise ValueError("add must find a part where no episode is running, got none; finish one with append")
@@ -163,7 +165,11 @@ class SequenceReplay:
         part.begin()
         part.grow(length)
         part.finish()
-        self._publish()
+        try:
+            self._publish()
+        except BaseException:
+            part.drop_newest()
+            raise
 
     def extend(self, episodes: Iterable[Episode]) -> None:
         """Add episodes one after the other; one that is wrong raises as in `add`, and those before it stay."""
@@ -196,6 +202,8 @@ class SequenceReplay:
         Raises:
             TypeError: where a field isn't an array or tensor of its type.
             ValueError: where a shape or value is wrong, or is_first is missing where no episode is running.
+            OSError: where the index of a directory can't be written. Rows that were given are held, and named in the
+                index by the next call.
         """
         given = {"obs": obs, "action": action, "reward": reward}
         given |= {"is_first": is_first, "terminated": terminated, "truncated": truncated}
@@ -261,6 +269,7 @@ class SequenceReplay:
         """
         check_count(batch_size=batch_size, length=length)
         check_choice("uniform", uniform, UNIFORM)
+        self._check_readable()
         if out is not None:
             self._sampler.check(out, batch_size, length)
         drawn = self._sampler.draw(batch_size, length, uniform=uniform, across=across)
@@ -298,6 +307,7 @@ class SequenceReplay:
         Raises:
             ValueError: where an argument is out of range; once the first batch is asked for, where nothing is stored.
         """
+        self._check_readable()
         sent_to = None if device is None else torch.device(device)
         check_count(batch_size=batch_size, length=length)
         check_choice("uniform", uniform, UNIFORM)
@@ -313,6 +323,7 @@ class SequenceReplay:
 
         An episode that lost its beginning (see `append`) is left out: it isn't whole. Add nothing meanwhile.
         """
+        self._check_readable()
         for number, part in enumerate(self._parts):
             arrays = {name: array[number] for name, array in self._arrays.items()}
             yield from stored_episodes(part, arrays, list(self._flat_shapes))
@@ -321,7 +332,8 @@ class SequenceReplay:
         """Return the sampler's random state, in plain strings and integers that safe checkpoint loading accepts.
 
         The episodes aren't in it: they are files (`save_episode`, or those of `directory`). The same episodes, added in
-        the same order, and this state continue the same samples.
+        the same order, and this state continue the same samples. Within a loop over `batches`, what was drawn ahead
+        counts as drawn: take the state between such loops.
         """
         return {"generator": self._sampler.generator.bit_generator.state}
 
@@ -348,17 +360,38 @@ class SequenceReplay:
         self.close()
 
     def close(self) -> None:
-        """Hand a `directory` to the disk and to whoever opens it next; nothing can be added from then on."""
+        """Hand a `directory` to the disk and to whoever opens it next; nothing can be added from then on.
+
+        What was in memory can still be sampled, what was in a directory cannot: it may be somebody else's by then.
+        """
         self._is_closed = True
         self._sampler.settle()
         self._store.close()
 
+    def __getstate__(self) -> None:
+        """Raise: a copy's arrays, views and files would not belong together."""
+        raise TypeError(
+            "SequenceReplay cannot be copied or pickled: make another one and extend(replay.episodes()), or open its "
+            "directory elsewhere"
+        )
+
+    def _check_readable(self) -> None:
+        """Raise where the rows may be another's by now."""
+        if self._is_closed and isinstance(self._store, DirectoryStore):
+            raise ValueError("replay must be open to be read, got one that was closed; open its directory again")
+
     def _prepare_to_write(self) -> None:
-        """Wait for copies that are under way, whose rows may be overwritten."""
+        """Wait for copies that are under way, whose rows may be overwritten; write the index where that is due."""
         if self._is_closed:
             raise ValueError("replay must be open to be added to, got one that was closed; open its directory again")
+        if self._process != os.getpid() and isinstance(self._store, DirectoryStore):
+            raise ValueError("replay must be written to by the process that opened its directory, got a fork of it")
         self._sampler.settle()
+        if self._is_unpublished:
+            self._publish()
 
     def _publish(self) -> None:
-        """Tell the store which rows hold finished episodes."""
+        """Tell the store which rows hold finished episodes; where it fails, before the next write."""
+        self._is_unpublished = True
         self._store.publish([(part.tail % part.rows, part.finished_rows) for part in self._parts])
+        self._is_unpublished = False

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from planet_lib.envs.wrappers import PadActions, StandardEnv
 
 
-def widest_action(tasks: "Sequence[str | Callable[..., gymnasium.Env[Any, Any]]]") -> int:
+def widest_action(tasks: "Sequence[str | Callable[..., gymnasium.Env[Any, Any]]]", *, obs: str = "pixels") -> int:
     """Return the length of the longest action among `tasks`: the `action_dim` to give each `make_vector_env`.
 
     Each environment is made once, without pixels, and closed.
 
     Args:
         tasks: names or constructors, as for `make_env`, all of continuous actions, or all of equally many choices.
+        obs: what the agent will see of them; where vectors are part of it, they must be of one length.
 
     Raises:
         ValueError: no task, one that is given twice, or continuous actions and choices, or different numbers of
-            choices, among them: there is no such thing as a padded choice. Also as `make_env`.
+            choices, among them: there is no such thing as a padded choice; vectors of different lengths that are to be
+            seen. Also as `make_env`.
 
     Example:
         >>> widest_action(["gym:Pendulum-v1", "gym:MountainCarContinuous-v0"])
@@ -39,12 +41,16 @@ continuous, gym:CartPole-v1: 2 choices
     """
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks must be at least one, each given once, got {', '.join(map(str, tasks)) or 'none'}")
-    widths, kinds = [], {}
+    widths, kinds, vectors = [], {}, {}
     for task in tasks:
         env = make_env(task, obs="state")
         widths.append(math.prod(env.action_space.shape or ()))
         kinds[str(task)] = "continuous" if env.num_actions is None else f"{env.num_actions} choices"
+        vectors[str(task)] = str(env.observation_space.shape)
         env.close()
+    if obs != "pixels" and len(set(vectors.values())) > 1:
+        listed = ", ".join(f"{task}: {shape}" for task, shape in vectors.items())
+        raise ValueError(f'tasks must have vectors of one length for obs="{obs}", got {listed}; use obs="pixels"')
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{task}: {kind}" for task, kind in kinds.items())
         raise ValueError(f"tasks must have continuous actions, or all the same number of choices, got {listed}")

@@ -7,7 +7,7 @@ numbers are checked by the parts that take them, which are built before a run be
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ _AT_LEAST_1 = (
 )
 _WEIGHTS = (
     *("free_nats", "obs_scale", "reward_scale", "kl_scale", "global_kl_scale", "continue_scale", "overshooting_scale"),
-    *("overshooting_reward_scale", "overshooting_obs_scale", "exploration_std", "adam_eps"),
+    *("overshooting_reward_scale", "overshooting_obs_scale", "exploration_std", "adam_eps", "replay_gb"),
 )
 _CHOICES = {
     "network": ("conv", "patch"),
@@ -71,25 +71,32 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}, got {seed!r}")
 
 
-def check_renderer(trained: str, here: str, *, told: bool) -> None:
+def check_renderer(trained: str | Mapping[str, str], here: str, *, task: str = "", told: Collection[str] = ()) -> None:
     """Raise a `ValueError` unless pictures are made here by what a model was trained on, or the user said otherwise.
 
     Renderers draw the same scene differently; a model sees the difference and may act on it.
 
     Args:
-        trained: the renderer in the checkpoint, such as "gl-tuned" (see `planet_lib.envs.make_env`).
+        trained: the renderer in the checkpoint, such as "gl-tuned" (see `planet_lib.envs.make_env`), or one for each
+            task by its name; a task that is not among them is held against those that a simulator draws.
         here: the present environment's.
-        told: whether the present one was asked for by name.
+        task: the present environment's name.
+        told: what the user asked for by name: "renderer", or "quality", which excuses another quality of OpenGL alone.
 
     Example:
-        >>> check_renderer("gl-tuned", "rays", told=True)
-        >>> check_renderer("gl-tuned", "rays", told=False)
+        >>> check_renderer("gl-tuned", "rays", told=["renderer"])
+        >>> check_renderer({"dmc:cartpole-balance": "rays"}, "rays", task="dmc:cartpole-swingup")
+        >>> check_renderer("gl-tuned", "rays", told=["quality"])
         Traceback (most recent call last):
             ...
         ValueError: renderer must be gl-tuned, on whose pictures the model was trained, got rays; say --renderer or \
 --quality to go on with it
     """
-    if trained != here and not told:
+    if not isinstance(trained, str):
+        drawn = [name for name in trained.values() if name not in ("own", "none")] or list(trained.values())
+        trained = trained[task] if task in trained else here if here in drawn else drawn[0]
+    is_excused = "renderer" in told or ("quality" in told and trained.startswith("gl") and here.startswith("gl"))
+    if trained != here and not is_excused:
         raise ValueError(
             f"renderer must be {trained}, on whose pictures the model was trained, got {here}; "
             "say --renderer or --quality to go on with it"

@@ -1,6 +1,9 @@
 """A replay in a directory: what outlives the process, however it ends, and what is refused."""
 
+import copy
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -151,11 +154,13 @@ def test_one_process_at_a_time_has_a_directory(tmp_path):
     in_directory(tmp_path).close()
 
 
-def test_a_closed_replay_can_be_sampled_but_not_added_to(tmp_path, make_episode):
+def test_a_closed_replay_is_neither_added_to_nor_read_for_it_may_be_anothers_by_then(tmp_path, make_episode):
     replay = in_directory(tmp_path)
     replay.add(make_episode(3, 5))
     replay.close()
-    assert replay.sample(2, 5).obs[0, 0].tolist() == [3, 0]
+    for read in (lambda: replay.sample(2, 5), lambda: replay.batches(2, 5, 1), lambda: next(replay.episodes())):
+        with pytest.raises(ValueError, match="replay must be open to be read, got one that was closed"):
+            read()
     with pytest.raises(ValueError, match="replay must be open to be added to, got one that was closed; open its dir"):
         replay.add(make_episode(4, 5))
     assert replay.num_episodes == 1
@@ -177,6 +182,12 @@ def test_other_sizes_are_refused_and_leave_the_directory_alone(tmp_path, make_ep
     again.close()
 
 
+def _unparsable():
+    """A `.npy` file whose header is no literal of Python."""
+    header = b"{'descr': (" + b" " * 100 + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -184,20 +195,23 @@ def test_other_sizes_are_refused_and_leave_the_directory_alone(tmp_path, make_ep
         (lambda folder: (folder / "index.json").write_text("[]"), "index.json is not the index of a replay"),
         (lambda folder: (folder / "obs.npy").write_bytes(b"junk"), "obs.npy is not an array of the replay"),
         (lambda folder: (folder / "obs.npy").unlink(), "obs.npy is not an array of the replay"),
+        (lambda folder: os.truncate(folder / "obs.npy", 130), r"obs.npy is not .* \(it has 130 bytes of 368"),
+        (lambda folder: (folder / "obs.npy").write_bytes(_unparsable()), "obs.npy is not an array of the replay"),
         (
             lambda folder: np.save(folder / "reward.npy", np.zeros(3)),
             r"reward.npy must hold float32 \(30,\), got float64",
         ),
         (
             lambda folder: (folder / "index.json").write_text(
-                (folder / "index.json").read_text().replace("[[0, 0]]", "[[0, 31]]")
+                (folder / "index.json").read_text().replace("[[0, 5]]", "[[0, 31]]")
             ),
             "index.json names rows that its 1 parts of 30 do not have",
         ),
     ],
 )
-def test_what_is_damaged_is_named(tmp_path, damage, message):
-    in_directory(tmp_path).close()
+def test_what_is_damaged_is_named(tmp_path, make_episode, damage, message):
+    with in_directory(tmp_path) as replay:
+        replay.add(make_episode(0, 5))
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
         in_directory(tmp_path)
@@ -208,3 +222,87 @@ def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monke
     with pytest.raises(OSError, match=r"directory must have room for 570 bytes, got 500 in .*; lower capacity"):
         in_directory(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_files_of_another_origin_are_refused_and_kept(tmp_path):
+    np.save(tmp_path / "obs.npy", np.arange(5))
+    with pytest.raises(ValueError, match=r"directory must be empty or hold a replay, got obs.npy without index.json"):
+        in_directory(tmp_path)
+    assert np.load(tmp_path / "obs.npy").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_an_empty_replay_whose_arrays_were_never_made_is_begun_anew(tmp_path, make_episode):
+    in_directory(tmp_path).close()
+    (tmp_path / "obs.npy").unlink()
+    with in_directory(tmp_path) as replay:
+        replay.add(make_episode(1, 5))
+        assert replay.sample(1, 5).obs[0, 0].tolist() == [1, 0]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve the room of a file")
+def test_the_room_of_all_rows_is_taken_at_once(tmp_path):
+    with in_directory(tmp_path, capacity=100_000):
+        assert all(path.stat().st_blocks * 512 >= path.stat().st_size for path in tmp_path.glob("*.npy"))
+
+
+def test_after_a_full_disk_an_episode_is_not_held_and_nothing_that_the_index_names_is_overwritten(
+    tmp_path, make_episode, monkeypatch
+):
+    replay = in_directory(tmp_path)
+    for number in range(3):
+        replay.add(make_episode(number, 10))
+    publish = store_module.DirectoryStore.publish
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module.DirectoryStore, "publish", full)
+    for number in (7, 8):
+        with pytest.raises(OSError, match="No space left"):
+            replay.add(make_episode(number, 10))
+    assert replay._arrays["obs"][0, ::10, 0].tolist() == [0, 1, 2]  # as the index on the disk says
+    calls = []
+
+    def fails_at_last(self, spans):
+        calls.append(spans)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        publish(self, spans)
+
+    monkeypatch.setattr(store_module.DirectoryStore, "publish", fails_at_last)
+    with pytest.raises(OSError, match="No space left"):
+        replay.add(make_episode(8, 10))
+    assert sorted(int(episode.obs[0, 0]) for episode in replay.episodes()) == [1, 2]
+    monkeypatch.undo()
+    replay.add(make_episode(9, 10))
+    replay.close()
+    with in_directory(tmp_path) as again:
+        assert [int(episode.obs[0, 0]) for episode in again.episodes()] == [1, 2, 9]
+
+
+def test_a_fork_may_not_write_to_the_directory(tmp_path, make_episode, monkeypatch):
+    with in_directory(tmp_path) as replay:
+        replay.add(make_episode(0, 5))
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(ValueError, match="by the process that opened its directory, got a fork of it"):
+            replay.add(make_episode(1, 5))
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_replay_cannot_be_copied_into_one_whose_parts_do_not_belong_together(tmp_path, copier):
+    with in_directory(tmp_path) as replay, pytest.raises(TypeError, match=r"extend\(replay.episodes\(\)\)"):
+        copier(replay)
+
+
+def test_sizes_may_be_numpys_integers(tmp_path, make_episode):
+    sizes = {"capacity": np.int64(30), "num_envs": np.int32(1), "action_dim": np.uint8(1)}
+    with in_directory(tmp_path, **sizes) as replay:
+        replay.add(make_episode(1, 5))
+    with in_directory(tmp_path) as again:
+        assert again.num_steps == 5
+
+
+def test_an_empty_path_is_no_directory():
+    with pytest.raises(ValueError, match="directory must be a path, or None for memory, got an empty one"):
+        in_directory("")

@@ -25,6 +25,14 @@ def test_no_task_and_a_task_twice_are_refused(tasks, got):
         widest_action(tasks)
 
 
+def test_tasks_that_are_seen_as_vectors_must_have_vectors_of_one_length():
+    tasks = ["gym:Pendulum-v1", "gym:MountainCarContinuous-v0"]
+    assert widest_action(tasks) == 1
+    for obs in ("state", "both"):
+        with pytest.raises(ValueError, match=r"for obs=.* gym:Pendulum-v1: \(3,\), gym:Mount.*: \(2,\); use"):
+            widest_action(tasks, obs=obs)
+
+
 def test_an_environment_is_padded_where_longer_actions_are_asked_for():
     padded = make_padded("gym:Pendulum-v1", action_dim=3, obs="state")
     own = make_padded("gym:Pendulum-v1", action_dim=1, obs="state")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from planet_lib.data import load_episodes
+from planet_lib.data import SequenceReplay, load_episodes
 from planet_lib.training import load_checkpoint, save_checkpoint
 
 pytest.importorskip("gymnasium")
@@ -193,18 +193,73 @@ def test_a_transferred_run_goes_on_without_looking_at_the_other_again(body, tmp_
     assert_same_weights(run, whole)
 
 
-def test_a_checkpoint_refuses_another_renderer_unless_it_is_told(several, tmp_path, capsys):
+def test_a_checkpoint_refuses_another_renderer_unless_it_is_told(several, tmp_path):
     saved = load_checkpoint(several / "checkpoint.pt")
-    assert saved["renderer"] == "own"  # Pendulum draws itself
-    save_checkpoint(several / "checkpoint.pt", {**saved, "renderer": "rays"})
+    assert saved["renderer"] == dict.fromkeys(TASKS.split(","), "own")  # they draw themselves
+    save_checkpoint(several / "checkpoint.pt", {**saved, "renderer": dict.fromkeys(TASKS.split(","), "rays")})
+    refused = "renderer must be rays, on whose pictures the model was trained, got own"
     try:
-        with pytest.raises(SystemExit, match="renderer must be rays, on whose pictures the model was trained, got own"):
-            train_planet.main(["--resume", str(several), "--num-episodes", "4"])
-        with pytest.raises(SystemExit, match="renderer must be rays, on whose pictures the model was trained, got own"):
-            load_example("evaluate").main([str(several), "--episodes", "1"])
+        for flags in ([], ["--quality", "fast"]):
+            with pytest.raises(SystemExit, match=refused):
+                train_planet.main(["--resume", str(several), "--num-episodes", "4", *flags])
+            with pytest.raises(SystemExit, match=refused):
+                load_example("evaluate").main([str(several), "--episodes", "1", *flags])
         load_example("evaluate").main([str(several), "--episodes", "1", "--renderer", "auto"])
     finally:
         save_checkpoint(several / "checkpoint.pt", saved)
+
+
+def test_a_new_task_is_looked_at_as_the_old_one_was_unless_other_flags_are_given(tmp_path):
+    pytest.importorskip("dm_control")
+    look = ("--renderer", "rays", "--camera", "fixed")
+    small = {"obs": "pixels", "image_size": 16, "action_repeat": 250, "window": 3, "num_episodes": 0}
+    body = train(tmp_path, *look, name="body", env="dmc:cartpole-balance", **small)
+    tiny = TINY | {key.replace("_", "-"): value for key, value in small.items()} | {"env": "dmc:cartpole-swingup"}
+    flags = [
+        text for key, value in tiny.items() if key not in ("obs", "action-repeat") for text in (f"--{key}", str(value))
+    ]
+    train_planet.main([*flags, "--out", str(tmp_path), "--name", "new", "--init-from", str(body)])
+    saved = load_checkpoint(tmp_path / "new" / "checkpoint.pt")
+    assert saved["renderer"] == {"dmc:cartpole-swingup": "rays"}
+    assert [saved["settings"][name] for name in ("camera", "action_repeat", "obs")] == ["fixed", 250, "pixels"]
+    with pytest.raises(SystemExit, match="obs='pixels', got obs='state'"):
+        train_planet.main([*flags, "--out", str(tmp_path), "--name", "x", "--init-from", str(body), "--obs", "state"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", TASKS], r"tasks must have vectors of one length for obs=\"state\", got gym:Pendulum-v1: \(3,\)"),
+        (["--replay-gb", "nan"], "replay_gb must be a finite number of at least 0, got nan"),
+        (["--replay-gb", "1e-10"], "max_bytes must be at least"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_leaves_nothing(tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message) as stopped:
+        train(tmp_path / "runs", *flags)
+    assert "\n" not in str(stopped.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_or_begins_from_another_but_not_both(body, capsys):
+    with pytest.raises(SystemExit):
+        train_planet.main(["--resume", str(body), "--init-from", str(body)])
+    assert "not allowed with argument --resume" in capsys.readouterr().err
+
+
+def test_blanks_in_a_list_of_tasks_do_not_matter():
+    assert train_planet.parse(["--tasks", " gym:A-v0, gym:B-v0 ,"]).tasks == "gym:A-v0,gym:B-v0"
+
+
+def test_a_replay_that_is_not_the_runs_own_is_left_alone(body, tmp_path):
+    rows = tmp_path / "rows"
+    episode = next(load_episodes(body / "episodes"))
+    with SequenceReplay(100, obs_shape=(3,), action_dim=1, directory=rows) as replay:
+        replay.add(episode)
+    with pytest.raises(SystemExit, match=r"--replay-dir must be empty or this run's, .*rows holds 11 rows"):
+        train_planet.main(["--resume", str(body), "--replay-capacity", "100", "--replay-dir", str(rows)])
+    with SequenceReplay(100, obs_shape=(3,), action_dim=1, directory=rows) as replay:
+        assert replay.num_steps == 11
 
 
 def test_replay_in_mapped_files_and_in_memory_give_the_same_run_and_both_go_on(tmp_path):
@@ -213,7 +268,7 @@ def test_replay_in_mapped_files_and_in_memory_give_the_same_run_and_both_go_on(t
     assert sum(path.stat().st_size for path in (tmp_path / "rows").iterdir()) > 0
     train_planet.main(["--resume", str(mapped), "--num-episodes", "2"])
     assert_same_weights(mapped, whole)
-    with pytest.raises(SystemExit, match=r"--replay-dir must be empty for a new run, .*rows holds 44 rows"):
+    with pytest.raises(SystemExit, match=r"--replay-dir must be empty or this run's, .*rows holds 44 rows"):
         train(tmp_path, "--replay-dir", str(tmp_path / "rows"), name="third")
     assert not (tmp_path / "third").exists()
 

@@ -81,7 +81,20 @@ def test_extras_that_a_run_draws_with_are_named_only_where_they_are_needed(monke
 
 
 def test_another_renderer_than_the_models_is_refused_unless_it_was_asked_for():
-    check_renderer("gl-tuned", "gl-tuned", told=False)
-    check_renderer("gl-tuned", "rays", told=True)
+    check_renderer("gl-tuned", "gl-tuned")
+    check_renderer("gl-tuned", "rays", told=["renderer"])
+    check_renderer("gl-tuned", "gl-fast", told=["quality"])
     with pytest.raises(ValueError, match=r"renderer must be gl-tuned, .* got rays; say --renderer"):
-        check_renderer("gl-tuned", "rays", told=False)
+        check_renderer("gl-tuned", "rays")
+    with pytest.raises(ValueError, match=r"renderer must be rays, .* got gl-fast; say --renderer"):
+        check_renderer("rays", "gl-fast", told=["quality"])
+
+
+def test_each_of_several_tasks_is_held_to_its_own_renderer_and_a_new_one_to_the_simulators():
+    trained = {"gym:Pendulum-v1": "own", "dmc:cartpole-balance": "gl-tuned"}
+    check_renderer(trained, "own", task="gym:Pendulum-v1")
+    check_renderer(trained, "gl-tuned", task="dmc:cartpole-balance")
+    check_renderer(trained, "gl-tuned", task="dmc:cartpole-swingup")
+    for task in ("dmc:cartpole-balance", "dmc:cartpole-swingup"):
+        with pytest.raises(ValueError, match=r"renderer must be gl-tuned, .* got rays"):
+            check_renderer(trained, "rays", task=task)

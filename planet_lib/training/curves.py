@@ -189,9 +189,12 @@ def _draw_tasks(axes: "Axes", rows: dict[str, Column], tasks: list[str], random_
             means = running_mean(rows["episode_return"][train])
             axes.plot(rows["env_steps"][train], means, color=colour, linewidth=1, alpha=0.6)
         mean, spread = rows["eval_mean"][evaluation], np.nan_to_num(rows["eval_std"][evaluation])
-        steps = rows["env_steps"][evaluation]
-        axes.errorbar(steps, mean, spread, color=colour, marker="o", linewidth=2, capsize=3, label=name)
-    _style(axes, "episode return (marks: evaluation; thin: mean of the last 10; dashed: random)")
+        steps, label = rows["env_steps"][evaluation], f"{name}, evaluation (mean ± std)"
+        axes.errorbar(steps, mean, spread, color=colour, marker="o", linewidth=2, capsize=3, label=label)
+    axes.plot([], [], color=_GREY, linewidth=1, label="training, mean of the last 10")
+    if random_return:
+        axes.plot([], [], color=_GREY, linestyle="--", linewidth=1, label="random policy")
+    _style(axes, "episode return")
 
 
 def _draw_losses(

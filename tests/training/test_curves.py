@@ -146,13 +146,15 @@ def test_several_tasks_have_a_colour_each_with_their_own_evaluations_and_random_
             writer.write({"env_steps": n, "kind": "eval", "task": task, "eval_mean": worth + n, "eval_std": 1.0})
     learning_curve(tmp_path / "curve.png", writer.path, random_return={"balance": 7.0})
     axes = drawn[0].axes[0]
-    marks = {box.get_label(): box.lines[0] for box in axes.containers}
+    marks = {box.get_label().removesuffix(", evaluation (mean ± std)"): box.lines[0] for box in axes.containers}
     assert marks["swingup"].get_ydata().tolist() == [11.0, 12.0, 13.0, 14.0]
     assert marks["balance"].get_ydata().tolist() == [101.0, 102.0, 103.0, 104.0]
     assert marks["swingup"].get_color() != marks["balance"].get_color()
     shown = [list(line.get_ydata()) for line in axes.get_lines()]
     assert [10.0, 15.0, 20.0, 25.0] in shown  # the running mean of swingup's training episodes
     assert [7.0, 7.0] in shown
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"random policy", "training, mean of the last 10"} < set(legend)
 
 
 def test_one_task_is_drawn_as_a_run_without_names(tmp_path, drawn):

@@ -148,7 +148,13 @@ def parse(argv: list[str] | None) -> Namespace:
     parser.add_argument("--kaixhin", type=Path, help="a checkout of Kaixhin/PlaNet")
     parser.add_argument("--mbrl-python", help="the Python of an environment that has mbrl-lib")
     parser.add_argument("--frames", type=int, default=50_000, help="stored in each replay of the comparison")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10_000], help="frames; a million takes 12.3 GB")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[1000, 10_000],
+        help="frames; a million takes 12.3 GB; none at all leaves them out",
+    )
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
@@ -158,7 +164,12 @@ def parse(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if args.kaixhin and not (args.kaixhin / "memory.py").is_file():
         parser.error(f"--kaixhin must be a checkout of Kaixhin/PlaNet, got {args.kaixhin}, which has no memory.py")
-    if min(args.frames, *args.sizes) < args.length:
+    if min(args.batch, args.length, args.rounds) < 1:
+        got = f"{args.batch}, {args.length}, {args.rounds}"
+        parser.error(f"--batch, --length and --rounds must be at least 1, got {got}")
+    if args.warmup < 0:
+        parser.error(f"--warmup must be at least 0, got {args.warmup}")
+    if min([args.frames, *args.sizes]) < args.length:
         parser.error(f"--frames and --sizes must be at least --length={args.length}, got {args.frames}, {args.sizes}")
     return args
 

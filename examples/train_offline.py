@@ -10,12 +10,10 @@ examples/open_loop.py reads, and so does examples/evaluate.py where --env says w
 
 import argparse
 import dataclasses
-import math
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import torch
 
 import planet_lib as pl
 from planet_lib import training
+from planet_lib.data.episodes import episode_checksum
 from planet_lib.data.sources import read_episodes, shapes_of
 from planet_lib.training.presets import MODEL_FIELDS, PRESETS, Preset, build_model, build_objective, get_preset
 
@@ -58,6 +57,8 @@ def train(args: argparse.Namespace) -> None:
     training.check_settings(settings)
     if min(args.updates, args.report_every) < 1:
         raise ValueError(f"--updates and --report-every must be at least 1, got {args.updates}, {args.report_every}")
+    if not 0 < args.holdout < 1:
+        raise ValueError(f"--holdout must be above 0 and below 1, got {args.holdout:g}")
     device = training.choose_device(args.device)
     name = "-".join(["offline", Path(args.sources[0]).stem, args.cell, args.preset, f"seed{args.seed}"])
     saved, path = None, Path(args.resume or Path(args.out) / (args.name or name))
@@ -68,8 +69,7 @@ def train(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{path} already exists: go on with it by --resume, or choose another --name")
     torch.manual_seed(args.seed)
     replay, held, data = read(args, preset.replay_capacity)
-    if saved is not None:
-        training.check_compatible(saved["done"], data, data)  # episodes added or lost would make it another run
+    training.check_compatible(saved["done"] if saved else data, data, data)  # other episodes would make it another run
     obs_shape, action_dim = shapes_of(held[0])
     shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
     images = [name for name, shape in shapes.items() if len(shape) == 3]
@@ -82,18 +82,16 @@ def train(args: argparse.Namespace) -> None:
     limits: dict[str, Any] = {"grad_clip": preset.grad_clip, "autocast": precision}
     longest = max(held, key=lambda episode: len(episode.reward))  # the first of the longest
     windows = {"context": args.context, "length": min(args.length, len(longest.reward))}
-
     renderer = saved["renderer"] if saved else renderer_of(args.sources[0]) if images else "none"
-    done = {**data, "updates": 0, "seconds": 0.0}
+    done, kept = {**data, "updates": 0, "seconds": 0.0}, None
     if saved is None:
         run = training.RunDirectory.create(path, settings)
     else:
-        run, done = training.RunDirectory.open(path), saved["done"]
+        run, done, kept = training.RunDirectory.open(path), saved["done"], saved["metrics_rows"]
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         replay.load_state_dict(saved["replay"])
         training.set_rng_state(saved["rng"])
-    kept = saved["metrics_rows"] if saved else None
     metrics = training.MetricsWriter(run.path, COLUMNS, step_column="updates", resume_at=kept)
     began = time.monotonic() - done["seconds"]
     progress = training.Progress(total=args.updates, done=done["updates"], unit="updates")
@@ -154,35 +152,36 @@ def train(args: argparse.Namespace) -> None:
 
 def read(args: argparse.Namespace, capacity: int) -> tuple[pl.SequenceReplay, list[pl.Episode], dict[str, Any]]:
     """Read all sources: the replay, the episodes kept aside, and what tells these data from others."""
-    data: dict[str, Any] = {"episodes": 0, "held": 0, "rows": 0, "terminated": 0, "reward": 0.0}
+    data: dict[str, Any] = {"episodes": 0, "held": 0, "rows": 0, "terminated": 0, "sources_checksum": 0}
     replay, held = None, []
-    sources = (read_episodes(source, obs=args.entry or None) for source in args.sources)
-    for number, episode in enumerate(chain.from_iterable(sources)):
+    episodes = (each for source in args.sources for each in read_episodes(source, obs=args.entry or None))
+    for number, episode in enumerate(episodes):
         if replay is None:
             obs_shape, action_dim = shapes_of(episode)
             replay = pl.SequenceReplay(capacity, obs_shape=obs_shape, action_dim=action_dim, seed=args.seed)
         if shapes_of(episode) != (obs_shape, action_dim):
             raise ValueError(f"episodes must be alike, got {shapes_of(episode)} after {(obs_shape, action_dim)}")
-        if math.floor((number + 1) * args.holdout + 0.5) > math.floor(number * args.holdout + 0.5):  # evenly spread
+        if int((number + 1) * args.holdout + 0.5) > int(number * args.holdout + 0.5):  # evenly spread
             held.append(episode)
         else:
             replay.add(episode)
             data["rows"] += len(episode.reward)
-        data["reward"] += float(episode.reward.sum())
+        data["sources_checksum"] = episode_checksum(episode, data["sources_checksum"])
         data["terminated"] += int(episode.terminated[-1])
     data |= {"episodes": replay.num_episodes if replay else 0, "held": len(held)}
     if replay is None or not replay.num_episodes or not held:
-        raise ValueError(f"--holdout {args.holdout:g} must leave episodes to train on and some aside, got {data}")
+        got = f"got {data['episodes']} and {data['held']}: add episodes, or choose a share nearer to 0.5"
+        raise ValueError(f"--holdout {args.holdout:g} must leave some episodes to train on and some aside, {got}")
     most = min(args.length, max(len(episode.reward) for episode in held)) - 1
     if not 1 <= args.context <= most:
         raise ValueError(f"--context must be 1 to {most}, less than --length and an episode, got {args.context}")
     return replay, held, data
 
 
-def renderer_of(source: str) -> str:
-    """What drew the frames: a run remembers it, and other recordings do not."""
+def renderer_of(source: str) -> Any:
+    """What drew the frames, in all or by task: a run remembers it, and other recordings do not."""
     path = Path(source) / "checkpoint.pt"
-    return str(training.load_checkpoint(path).get("renderer", "unknown")) if path.exists() else "unknown"
+    return training.load_checkpoint(path).get("renderer", "unknown") if path.exists() else "unknown"
 
 
 @torch.no_grad()
@@ -199,7 +198,8 @@ def vector_error(model: pl.WorldModel, episodes: Sequence[pl.Episode], *, contex
     pair = (batch.obs, model.decoder(features))
     truth, predicted = (torch.cat(list(obs.values()), -1) if isinstance(obs, dict) else obs for obs in pair)
     mask, wanted = batch.mask[context:], batch.reward[context:]
-    missed = (model.reward_head(features) - wanted).square()[mask].mean() / wanted[mask].var(correction=0)
+    variance = wanted[mask].double().var(correction=0) or torch.nan  # where all are equal, there is nothing to explain
+    missed = (model.reward_head(features) - wanted).square()[mask].mean() / variance
     errors = [(guess - truth[context:]).square()[mask].mean() for guess in (predicted, truth[context - 1])]
     return {name: float(value) for name, value in zip(HOLDOUT, (*errors, 1 - missed), strict=True)}
 

@@ -15,10 +15,12 @@ unasked.
 import io
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,12 @@ from planet_lib.data._obs import flat_fields, nested_obs
 from planet_lib.types import Episode
 
 _NAME = re.compile(r"episode-(\d{6,})-(\d{4,})\.npz")
-# What zipfile, zlib and NumPy raise on truncated, damaged and foreign content.
-_DAMAGE = (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What zipfile, zlib and NumPy raise on truncated, damaged and foreign content; the last line is about headers, which
+# NumPy parses as Python and believes when they tell of more rows than any memory holds.
+_DAMAGE = (
+    *(ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(tokenize.TokenError, SyntaxError, ArithmeticError, MemoryError),
+)
 
 
 def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int, *, replace: bool = False) -> Path:
@@ -60,9 +66,12 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
         ...     path.name, float(load_episode(path).reward.sum())
         ('episode-000012-0003.npz', 3.0)
     """
+    given: object = index
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    if not whole or index < 0:
+        kind = ValueError if whole else TypeError
+        raise kind(f"index must be a whole number of at least 0, got {index!r}; count episodes from 0")
     check_episode(episode)
-    if index < 0:
-        raise ValueError(f"index must be at least 0, got {index}")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     old = [path for present, path in _episode_paths(folder) if present == index]
@@ -84,6 +93,30 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     finally:
         temporary.unlink(missing_ok=True)
     return final
+
+
+def episode_checksum(episode: Episode, start: int = 0) -> int:
+    """Return a checksum (CRC-32) of all fields of an episode: names, types, shapes and values.
+
+    It tells whether recordings are still those of an earlier day, and not whether somebody forged them.
+
+    Args:
+        episode: the episode.
+        start: the checksum of the episodes before it, so that one number stands for all of them in their order.
+
+    Example:
+        >>> flags = np.zeros(3, bool)
+        >>> episode = Episode(obs=np.zeros((3, 2), np.float32), action=np.zeros((3, 1), np.float32),
+        ...     reward=np.array([0, 1, 2], np.float32), is_first=np.arange(3) == 0, terminated=flags, truncated=flags)
+        >>> checksum = episode_checksum(episode)
+        >>> episode.reward[2] = 3
+        >>> checksum == episode_checksum(episode)
+        False
+    """
+    for name, value in flat_fields(episode._asdict()).items():
+        start = zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), start)
+        start = zlib.crc32(np.ascontiguousarray(value).tobytes(), start)
+    return start
 
 
 def load_episode(path: str | os.PathLike[str]) -> Episode:

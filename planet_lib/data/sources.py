@@ -173,6 +173,8 @@ def _load(name: str) -> Any:
 def _converted(recorded: Any, observe: Reader, act: Callable[[Any], Array], name: str) -> Episode:
     """Return an episode of Minari's as one of ours, or raise with its number."""
     try:
+        if not len(recorded.actions):
+            raise ValueError("actions must be at least one, got none; leave the episode out with filter_episodes")
         obs, action = observe(recorded.observations), act(recorded.actions)
         entries = list(obs.values()) if isinstance(obs, dict) else [obs]
         rows = np.arange(len(action) + 1)
@@ -190,8 +192,9 @@ def _converted(recorded: Any, observe: Reader, act: Callable[[Any], Array], name
             truncated=np.concatenate([[False], recorded.truncations]).astype(np.bool_),
         )
         check_episode(episode)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"episode {recorded.id} of {name}: {error}") from error
+    except (ValueError, TypeError) as error:  # and not their type: NumPy's own take other arguments
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"episode {recorded.id} of {name}: {error}") from error
     return episode
 
 
@@ -206,12 +209,23 @@ def _observer(space: Any, obs: str | None, name: str) -> Reader:
         if obs not in entries:
             raise ValueError(f"obs must be one of {', '.join(map(str, entries))}, the entries of {name}, got {obs!r}")
         read = _reader(entries[obs], f"{where}[{obs!r}]")
-        return lambda values: read(values[obs])
+        return lambda values: read(_entry(values, obs, where))
     if entries is None or not any(_is_image(part) for part in entries.values()):
         return _reader(space, where)
     check_names(where, entries)
     readers = {key: _reader(part, f"{where}[{key!r}]") for key, part in entries.items()}
-    return lambda values: {key: read(values[key]) for key, read in readers.items()}
+    return lambda values: {key: read(_entry(values, key, where)) for key, read in readers.items()}
+
+
+def _entry(values: Any, key: Any, where: str) -> Any:
+    """Return an entry of recorded dictionaries or tuples, or raise: not all datasets are as their space has it."""
+    try:
+        return values[key]
+    except (KeyError, IndexError) as error:
+        got = ", ".join(map(str, values)) or "nothing" if isinstance(values, dict) else type(values).__name__
+        raise ValueError(
+            f"{where} must have the entry {key!r}, got {got}; record it, or take another with obs"
+        ) from error
 
 
 def _reader(space: Any, where: str) -> Callable[[Any], Array]:
@@ -232,7 +246,9 @@ def _flattener(space: Any, where: str) -> Callable[[Any], Array]:
     if kind in ("Dict", "Tuple"):
         parts = space.spaces.items() if kind == "Dict" else enumerate(space.spaces)
         flatteners = {key: _flattener(part, f"{where}[{key!r}]") for key, part in parts}
-        return lambda values: np.concatenate([make(values[key]) for key, make in flatteners.items()], axis=1)
+        return lambda values: np.concatenate(
+            [make(_entry(values, key, where)) for key, make in flatteners.items()], axis=1
+        )
     if kind == "Discrete":
         return lambda values: _one_hot(values, space, where)
     if kind not in ("Box", "MultiBinary") or len(space.shape) == 3:
@@ -282,7 +298,12 @@ def _actor(space: Any, low: Bound, high: Bound, name: str) -> Callable[[Any], Ar
 
 def _one_hot(values: Any, space: Any, where: str) -> Array:
     """Return choices [L] as one-hot float32 [L, n], or raise."""
-    choices = np.asarray(values).reshape(len(values)) - int(space.start)
+    given = np.asarray(values)
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"{where} must be whole numbers of {space}, got {given.dtype}; convert them with astype(int)")
+    if given.size != len(given):
+        raise ValueError(f"{where} must be one choice of {space} a row, got {list(given.shape)}; convert them")
+    choices = given.ravel().astype(np.int64) - int(space.start)
     wrong = (choices < 0) | (choices >= space.n)
     if wrong.any():
         raise ValueError(f"{where} must lie in {space}, got {choices[wrong][0] + space.start} at {wrong.argmax()}")

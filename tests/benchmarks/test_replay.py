@@ -87,12 +87,21 @@ def test_the_rounds_ask_all_in_order_and_leave_out_the_warm_up(benchmark):
             "--kaixhin must be a checkout of Kaixhin/PlaNet, got nowhere, which has no memory.py",
         ),
         (["--frames", "40"], "--frames and --sizes must be at least --length=50, got 40"),
+        (["--rounds", "0"], "--batch, --length and --rounds must be at least 1, got 50, 50, 0"),
+        (["--batch", "0"], "--batch, --length and --rounds must be at least 1, got 0, 50, 15"),
+        (["--length", "-1"], "--batch, --length and --rounds must be at least 1, got 50, -1, 15"),
+        (["--warmup", "-1"], "--warmup must be at least 0, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(benchmark, capsys, arguments, message):
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_no_sizes_leave_the_growth_out(benchmark):
+    assert benchmark.parse(["--sizes"]).sizes == []
+    assert benchmark.parse([]).sizes == [1000, 10_000]
 
 
 # What the benchmark needs of the port: its names and the order of what it returns.

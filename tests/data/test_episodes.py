@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planet_lib.data import load_episode, load_episodes, save_episode
+from planet_lib.data.episodes import episode_checksum
 
 
 def fields_of(episode):
@@ -180,8 +183,9 @@ def test_two_files_of_one_index_are_named(tmp_path, make_episode):
 def test_a_broken_episode_or_index_writes_nothing(tmp_path, make_episode):
     with pytest.raises(ValueError, match=r"episode.reward must be finite, broken at row 0"):
         save_episode(tmp_path, make_episode(0, 4)._replace(reward=np.full(4, np.nan, np.float32)), 0)
-    with pytest.raises(ValueError, match="index must be at least 0, got -1"):
-        save_episode(tmp_path, make_episode(0, 4), -1)
+    for index, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError), ("3", TypeError)):
+        with pytest.raises(error, match=re.escape(f"index must be a whole number of at least 0, got {index!r}; count")):
+            save_episode(tmp_path / "new", make_episode(0, 4), index)
     assert os.listdir(tmp_path) == []
 
 
@@ -279,6 +283,57 @@ def test_foreign_content_is_named(tmp_path, make_episode):
     np.savez(path, **make_episode(0, 4)._replace(reward=np.zeros(3, np.float32))._asdict())
     with pytest.raises(ValueError, match=r"foreign.npz .*\(episode.reward must be \[4\], got \[3\]\)"):
         load_episode(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': (",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
+        "(" * 500,
+    ],
+)
+def test_a_header_made_to_break_the_reader_is_named(tmp_path, make_episode, header):
+    path = save_episode(tmp_path, make_episode(0, 4), 0)
+    with zipfile.ZipFile(path) as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    text = header.encode().ljust(1000) + b"\n"
+    arrays["reward.npy"] = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(16)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in arrays.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"episode-000000-0004.npz is not a whole episode file .*remove it"):
+        load_episode(path)
+
+
+def test_the_checksum_of_episodes_tells_values_names_types_and_order_apart(make_episode, make_named_episode):
+    first, second = make_episode(1, 4), make_episode(2, 4)
+    named = make_named_episode(3, 4)
+    joints = named.obs["joints"]
+    nudged = first.action.copy()
+    nudged[2] += 1e-3
+    variants = [
+        [first, second],
+        [second, first],
+        [first],
+        [first._replace(action=nudged), second],
+        [first._replace(terminated=~first.terminated), second],
+        [first._replace(obs=first.obs.view(np.int32)), second],
+        [first._replace(obs=first.obs.reshape(2, -1)), second],
+        [named],
+        [named._replace(obs={**named.obs, "joints": joints + 1})],
+        [named._replace(obs={"camera": named.obs["camera"], "knees": joints})],
+    ]
+    found = []
+    for episodes in variants:
+        checksum = 0
+        for episode in episodes:
+            checksum = episode_checksum(episode, checksum)
+        found.append(checksum)
+    assert len(set(found)) == len(variants)
+    turned = first._replace(obs=np.asfortranarray(first.obs))
+    assert episode_checksum(turned) == episode_checksum(first)
 
 
 def test_a_missing_file_is_missing_not_damaged(tmp_path):

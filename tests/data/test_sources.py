@@ -308,6 +308,14 @@ def test_spaces_that_no_episode_can_hold_are_named(record, spaces, observation, 
         ({"rewards": np.array([0.0, np.inf, 0.0, 0.0])}, r"episode.reward must be finite, broken at row 2"),
         ({"terminations": np.array([True, False, False, False])}, r"terminated must hold at the last row only"),
         ({"actions": np.array([0, 1, 2, 0])}, r"must lie in Discrete\(2\), got 2 at 2"),
+        ({"actions": np.array([0, 1, 255, 0], np.uint8)}, r"must lie in Discrete\(2\), got 255 at 2"),
+        ({"actions": np.zeros(T, np.float32)}, r"must be whole numbers .*, got float32; convert them with astype"),
+        ({"actions": np.zeros((T, 2), int)}, r"one choice of Discrete\(2\) a row, got \[4, 2\]; convert"),
+        (
+            {"observations": vectors()[:1], "actions": np.zeros(0), "rewards": np.zeros(0)},
+            r"actions must be at least one, got none; leave the episode out with filter_episodes",
+        ),
+        ({"rewards": np.array(["a"] * T)}, r"could not convert string to float"),
     ],
 )
 def test_a_recorded_episode_that_breaks_a_rule_is_named(record, spaces, change, message):
@@ -321,6 +329,37 @@ def test_a_recorded_episode_that_breaks_a_rule_is_named(record, spaces, change, 
     dataset.iterate_episodes = lambda: iter(broken)
     with pytest.raises(ValueError, match=rf"^episode 0 of minari:mine/test-v0: .*{message}"):
         list(minari_episodes(dataset))
+
+
+@pytest.mark.parametrize(
+    ("change", "obs", "message"),
+    [
+        (
+            {"gear": np.array([0, 0.5, 1, 0, 1])},
+            None,
+            r"\['gear'\] must be whole numbers .*, got float64; convert them",
+        ),
+        ({"gear": None}, None, r"must have the entry 'gear', got camera, joints; record it, or take another with obs"),
+        ({"joints": {}}, None, r"\['joints'\] must have the entry 'speed', got nothing; record it"),
+        ({"joints": vectors()}, None, r"\['joints'\] must have the entry 'speed', got ndarray; record it"),
+        ({"camera": None}, "camera", r"must have the entry 'camera', got joints, gear; record it"),
+    ],
+)
+def test_recorded_dictionaries_unlike_their_space_are_named(record, spaces, change, obs, message):
+    from dataclasses import replace
+
+    observations = {"camera": images(3), "joints": {"speed": vectors()}, "gear": np.zeros(T + 1, int)}
+    speed, camera = spaces.Box(-99.0, 99.0, (3,)), spaces.Box(0, 255, (6, 5, 3), np.uint8)
+    space = spaces.Dict({"camera": camera, "joints": spaces.Dict({"speed": speed}), "gear": spaces.Discrete(2)})
+    source = record(space, spaces.Discrete(2), observations, np.zeros(T, int))
+    import minari
+
+    dataset = minari.load_dataset(source.removeprefix("minari:"))
+    changed = {name: value for name, value in {**observations, **change}.items() if value is not None}
+    broken = [replace(episode, observations=changed) for episode in dataset]
+    dataset.iterate_episodes = lambda: iter(broken)
+    with pytest.raises(ValueError, match=rf"^episode 0 of minari:mine/test-v0: .*{message}"):
+        list(minari_episodes(dataset, obs=obs))
 
 
 def test_a_dataset_that_is_not_here_is_not_downloaded_and_the_command_is_named(tmp_path, monkeypatch):

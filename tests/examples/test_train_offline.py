@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -287,8 +288,15 @@ def test_a_replay_that_is_too_small_says_so(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--holdout", "0"], "--holdout 0 must leave episodes to train on and some aside"),
-        (["--holdout", "1"], "--holdout 1 must leave episodes to train on and some aside"),
+        (["--holdout", "0"], "--holdout must be above 0 and below 1, got 0"),
+        (["--holdout", "1"], "--holdout must be above 0 and below 1, got 1"),
+        (["--holdout", "nan"], "--holdout must be above 0 and below 1, got nan"),
+        (
+            ["--holdout", "0.01"],
+            "--holdout 0.01 must leave some episodes to train on and some aside, got 8 and 0: "
+            "add episodes, or choose a share nearer to 0.5",
+        ),
+        (["--holdout", "0.99"], "some aside, got 0 and 8: add episodes, or choose a share nearer to 0.5"),
         (["--context", "8"], "--context must be 1 to 7, less than --length and an episode, got 8"),
         (["--context", "12", "--length", "40"], "--context must be 1 to 11, less than --length and an episode, got 12"),
         (["--updates", "0"], "--updates and --report-every must be at least 1, got 0, 2"),
@@ -322,6 +330,35 @@ def test_an_existing_run_and_other_data_or_settings_are_refused(folder, whole, t
     run = train(more, tmp_path)
     save_episode(more, recorded(9), 9)
     assert "checkpoint was made with episodes=3, got episodes=4" in message_of("--resume", run)
+
+
+@pytest.mark.parametrize("number", [0, 1])  # trained on, and kept aside
+def test_sources_of_which_a_value_changed_are_refused(tmp_path, number):
+    source = folder_of(tmp_path / "episodes", count=4)
+    run = train(source, tmp_path)
+    before = (run / "checkpoint.pt").read_bytes()
+    episode = recorded(number)
+    obs = episode.obs.copy()
+    obs[5, 1] += 0.5
+    save_episode(source, episode._replace(obs=obs), number, replace=True)
+    message = message_of("--resume", run, "--updates", "5")
+    assert re.search(r"checkpoint was made with sources_checksum=\d+, got sources_checksum=\d+: ask", message)
+    assert (run / "checkpoint.pt").read_bytes() == before
+    save_episode(source, episode, number, replace=True)
+    example.main(["--resume", str(run), "--updates", "5"])
+    assert [int(row["updates"]) for row in rows_of(run)] == [2, 4, 5]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])  # the variance of the latter is not quite 0 in float32
+@pytest.mark.parametrize("kind", ["state", "pixels"])
+def test_rewards_that_are_all_equal_leave_their_share_explained_open(tmp_path, kind, value):
+    for number in range(4):
+        episode = recorded(number, kind=kind)
+        reward = np.where(episode.is_first, 0, value).astype(np.float32)
+        save_episode(tmp_path / "episodes", episode._replace(reward=reward), number)
+    row = rows_of(train(tmp_path / "episodes", tmp_path, "--updates", "1"))[-1]
+    assert row["holdout_reward_r2"] == "nan"
+    assert float(row["holdout_obs"]) > 0
 
 
 def test_the_script_is_read_in_one_sitting():

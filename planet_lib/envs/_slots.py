@@ -20,6 +20,7 @@ class Description(NamedTuple):
     action_repeat: int
     renderer: str | None
     num_actions: int | None
+    spec: Any
 
 
 class LostError(Exception):
@@ -134,4 +135,5 @@ def describe(env: Any) -> Description:
         action_repeat=env.action_repeat,
         renderer=env.renderer,
         num_actions=env.num_actions,
+        spec=env.spec,
     )

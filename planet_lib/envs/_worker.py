@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from planet_lib.envs._slots import END_SECONDS, Description, LostError, call, describe
@@ -159,10 +160,16 @@ def work(pipe: Connection, make: bytes) -> None:
     with contextlib.suppress(EOFError, OSError):  # nobody asks any more
         try:
             env = pickle.loads(make)()
-            pipe.send((number, True, describe(env)))
+            described = describe(env)
+            if not _can_leave(described.spec):
+                described = described._replace(spec=None)
+            pipe.send((number, True, described))
             while True:
                 number, name, args, kwargs = _asked(pipe)
-                pipe.send((number, True, call(env, name, args, kwargs)))
+                value = call(env, name, args, kwargs)
+                if name in ("reset", "step") and not _can_leave(value[-1]):
+                    value = (*value[:-1], _portable(value[-1]))
+                pipe.send((number, True, value))
         except _HungUp:
             pass
         except BaseException as error:  # also SystemExit, which an environment has no business to raise
@@ -182,6 +189,21 @@ def _asked(pipe: Connection) -> Any:
         return pipe.recv()
     except (EOFError, OSError) as error:
         raise _HungUp from error
+
+
+def _can_leave(value: Any) -> bool:
+    """Tell whether the value can be sent through a pipe."""
+    try:
+        ForkingPickler.dumps(value)
+    except Exception:  # pickling runs what the objects define, and that raises anything
+        return False
+    return True
+
+
+def _portable(info: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the infos without those that cannot be pickled: nobody may read them, and an episode is worth more."""
+    pairs = ((key, _portable(value) if type(value) is dict else value) for key, value in info.items())
+    return {key: value for key, value in pairs if _can_leave((key, value))}
 
 
 def _packed(error: BaseException) -> bytes | None:

@@ -20,8 +20,9 @@ from planet_lib.envs.rendering import (
     Quality,
     RendererChoice,
     announce_rays,
+    camera_index,
     close_at_exit,
-    no_gl_message,
+    drawing_error,
     resolve_renderer,
     select_backend,
     tune,
@@ -62,7 +63,8 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         renderer: what draws: "gl-tuned", "gl-fast", "gl-suite" or "rays".
 
     Raises:
-        ValueError: an unknown domain, task or camera, a seed among the settings, or a model that rays cannot draw.
+        ValueError: an unknown domain, task or camera, a seed among the settings, a model that rays cannot draw, or an
+            image_size that OpenGL cannot.
         RuntimeError: GL shall draw and cannot; also on `render`. On `reset`, a task that needs GL without any
             (quadruped-escape hands its terrain to it).
 
@@ -90,7 +92,9 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
             raise ValueError("random must not be set: give the seed to env.reset(seed=...)")
         self._env = suite.load(domain, task, task_kwargs={**settings, "random": 0})
         self._image_size, self._quality = image_size, quality
-        self._camera_id = _camera_index(self.physics.model, camera)
+        model = self.physics.model
+        names = [model.id2name(index, "camera") for index in range(model.ncam)]
+        self._camera_id = camera_index(names, 0 if camera is None else camera)
         self._camera: engine.Camera | RayRenderer | None = None
         self._is_auto, self._draws_rays = renderer == "auto", resolve_renderer(renderer) == "rays"
         self.renderer = "rays" if self._draws_rays else f"gl-{quality}"
@@ -150,7 +154,7 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         try:
             self._camera = engine.Camera(self.physics, *self._image_size, camera_id=self._camera_id)
         except Exception as error:
-            raise RuntimeError(no_gl_message(str(error).splitlines()[0] if str(error) else repr(error))) from error
+            raise drawing_error(error, image_size=self._image_size) from error
         close_at_exit(self)
         return self._camera
 
@@ -194,15 +198,6 @@ def check_task(domain: str, task: str) -> None:
         raise ValueError(f"dm_control has no domain {domain!r}; {hint}")
     if task not in tasks:
         raise ValueError(f"dm_control's domain {domain} has no task {task!r}; it has {', '.join(tasks)}")
-
-
-def _camera_index(model: Any, camera: int | str | None) -> int:
-    """Return the index of `camera`, or raise with the names that the model has."""
-    names = [model.id2name(index, "camera") for index in range(model.ncam)]
-    index = 0 if camera is None else names.index(camera) if camera in names else camera
-    if not isinstance(index, int) or not -1 <= index < len(names):
-        raise ValueError(f"camera must be -1 to {len(names) - 1} or one of {', '.join(names)}, got {camera!r}")
-    return index
 
 
 def _flatten(observation: Any) -> Array:

@@ -16,7 +16,9 @@ from planet_lib.envs.rendering import (
     Quality,
     RendererChoice,
     announce_rays,
+    camera_index,
     close_at_exit,
+    drawing_error,
     no_gl_message,
     resolve_renderer,
     select_backend,
@@ -42,14 +44,14 @@ def make_gym(
     name too.
 
     Raises:
-        ValueError: an unknown id, with the nearest ones, a camera for an environment that has none, or settings that
-            the environment refuses.
+        ValueError: an unknown id, with the nearest ones, a camera that the environment has not, or settings that
+            it refuses.
         ImportError: the id needs a package, such as mujoco, which is not installed.
         RuntimeError: a MuJoCo environment shall be drawn by OpenGL, and none works here.
     """
     module, _, name = name.rpartition(":")
     if module:
-        importlib.import_module(module)
+        _import_registering(module, name)
     try:
         spec = gymnasium.spec(name)
     except Error as error:
@@ -69,11 +71,18 @@ def make_gym(
     if camera is not None:
         settings["camera_name" if isinstance(camera, str) else "camera_id"] = camera
     try:
-        return gymnasium.make(name, **{**settings, **kwargs})
+        made = gymnasium.make(name, **{**settings, **kwargs})
     except (DependencyNotInstalled, ImportError) as error:
         raise ImportError(f"gym:{name} needs a package that is not installed: {_one_line(error)}") from error
     except Error as error:
         raise ValueError(f"gym:{name} cannot be made: {_one_line(error)}") from error
+    if camera is not None:
+        try:
+            _check_camera(made, camera)
+        except ValueError:
+            made.close()
+            raise
+    return made
 
 
 class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -92,7 +101,7 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
         renderer: what draws: "gl-tuned", "gl-fast", "gl-suite" or "rays".
 
     Raises:
-        ValueError: on `render`, a model that rays cannot draw.
+        ValueError: on `render`, a model that rays cannot draw, or a size that OpenGL cannot.
         RuntimeError: on `render`, where GL shall draw and cannot.
     """
 
@@ -118,7 +127,7 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
         except Error:
             raise
         except Exception as error:
-            raise RuntimeError(no_gl_message(str(error).splitlines()[0] if str(error) else repr(error))) from error
+            raise drawing_error(error, image_size=(self._renderer.height, self._renderer.width)) from error
         close_at_exit(self)
         return frame
 
@@ -161,6 +170,26 @@ def _viewer_camera(renderer: Any) -> Any:
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE if free else mujoco.mjtCamera.mjCAMERA_FIXED
     camera.fixedcamid = renderer.camera_id
     return camera
+
+
+def _check_camera(env: gymnasium.Env[Any, Any], camera: int | str) -> None:
+    """Raise unless the model has the camera: drawing an unknown name shows another view, an index ends the process."""
+    import mujoco  # noqa: PLC0415 -- an extra
+
+    model = env.unwrapped.model  # type: ignore[attr-defined]
+    kind = mujoco.mjtObj.mjOBJ_CAMERA
+    camera_index([mujoco.mj_id2name(model, kind, index) for index in range(model.ncam)], camera)
+
+
+def _import_registering(module: str, name: str) -> None:
+    """Import the module that stands before an environment's id, or say where its name comes from."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"gym:{module}:{name} names the module {module!r}, which must be importable and register {name!r}, "
+            f"got: {_one_line(error)}; install it, or put its folder on PYTHONPATH"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:

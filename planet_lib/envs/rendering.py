@@ -16,6 +16,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 Quality = Literal["tuned", "fast", "suite"]
@@ -104,6 +105,32 @@ def no_gl_message(reason: str) -> str:
     return f"MuJoCo cannot render pixels here: {reason}; run {INSTALL_GL}, {remedy}"
 
 
+def drawing_error(error: Exception, *, image_size: tuple[int, int]) -> Exception:
+    """Return what to raise where GL cannot draw: a `ValueError` where it works but not at this size, or a RuntimeError.
+
+    To be called while what failed still holds its GL context, which knows the limit.
+    """
+    text = str(error).splitlines()[0] if str(error) else repr(error)
+    if "framebuffer" not in text.lower():
+        return RuntimeError(no_gl_message(text))
+    limit = _largest_side()
+    is_over = limit is not None and max(image_size) > limit
+    most = f"at most {limit} each (OpenGL's limit here)" if is_over else "less (more than OpenGL's limit or memory)"
+    return ValueError(f"image_size must be {most}, got {image_size}: {text}; draw smaller frames")
+
+
+def _largest_side() -> int | None:
+    """Return the largest side of a picture in the current GL context, or None where that cannot be asked."""
+    try:
+        from OpenGL import GL  # type: ignore[import-untyped]  # noqa: PLC0415 -- comes with mujoco
+
+        GL.glGetError()  # what failed left its error behind, and the next call would raise it
+        limit = int(GL.glGetIntegerv(GL.GL_MAX_RENDERBUFFER_SIZE))
+    except Exception:  # no context, no library, no such query: the message does without
+        return None
+    return limit or None
+
+
 def check_renderer(renderer: str) -> None:
     """Raise a `ValueError` unless `renderer` is one of "auto", "gl", "rays"."""
     if renderer not in get_args(RendererChoice):
@@ -132,6 +159,25 @@ def announce_rays() -> None:
         RendererWarning,
         stacklevel=2,
     )
+
+
+def camera_index(names: Sequence[str | None], camera: int | str) -> int:
+    """Return the index of a model's camera, -1 for the free one, or raise a `ValueError` with those there are.
+
+    Args:
+        names: of the model's cameras, in their order; None or "" for one without.
+        camera: an index or a name.
+
+    Example:
+        >>> camera_index(["fixed", "lookatcart"], "lookatcart")
+        1
+    """
+    known = [name for name in names if name]
+    index = names.index(camera) if camera in known else camera
+    if isinstance(index, bool) or not isinstance(index, int) or not -1 <= index < len(names):
+        expected = f"-1 to {len(names) - 1}" if names else "-1 (the model has no cameras)"
+        raise ValueError(f"camera must be {expected}{' or one of ' if known else ''}{', '.join(known)}, got {camera!r}")
+    return index
 
 
 def check_quality(quality: str) -> None:

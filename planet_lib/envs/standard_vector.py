@@ -20,6 +20,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from planet_lib.envs._infos import batch_infos
 from planet_lib.envs._slots import Description, InProcess, LostError, Slot, end_all
 from planet_lib.envs.images import Array
 from planet_lib.envs.observations import Observation
@@ -41,10 +42,13 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     error: what always fails is no accident.
 
     Shapes: observations [N, ...] of what `StandardEnv` returns, or a dictionary of such; actions [N, A]; rewards [N]
-    float64; terminations, truncations and infos["restarted"] [N] bool. Arrays are new at each call.
+    float64; terminations, truncations and infos["restarted"] [N] bool. Arrays are new at each call. Infos that do not
+    fit together are object arrays [N]; those that cannot be pickled do not leave their worker.
 
     Attributes:
         action_repeat: of each environment, as are `renderer` and `num_actions`.
+        spec: Gymnasium's specification of the first environment, whose max_episode_steps counts steps before action
+            repeat; None for an environment without one, such as the suite's, or one that cannot be pickled.
 
     Raises:
         ValueError: at construction, environments that differ in their spaces; in `step`, actions of the wrong shape, or
@@ -66,7 +70,7 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             raise
         self.num_envs = len(self._slots)
         self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.DISABLED}
-        self.render_mode = first.render_mode
+        self.render_mode, self.spec = first.render_mode, first.spec
         self.action_repeat, self.renderer, self.num_actions = first.action_repeat, first.renderer, first.num_actions
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
         self.observation_space = batch_space(first.observation_space, self.num_envs)
@@ -95,18 +99,17 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         seeds = self._seeds(seed)
         if isinstance(seed, int):
             super().reset(seed=seed)
-        infos: dict[str, Any] = {}
+        infos: dict[int, dict[str, Any]] = {}
         failures: dict[int, str] = {}
         with self._all_or_nothing():
             for row in rows:
                 self._slots[row].ask("reset", seed=seeds[row], options=settings or None)
             for row in rows:
-                self._rows[row], info = self._insist(row, seeds[row], settings or None, failures)
-                infos = self._add_info(infos, info, row)
+                self._rows[row], infos[row] = self._insist(row, seeds[row], settings or None, failures)
         self._running[rows] = True
         self._terminated[rows] = self._truncated[rows] = self._restarted[rows] = False
         _warn(failures)
-        return self._observations(), infos
+        return self._observations(), batch_infos(infos, self.num_envs)
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         """Step the running rows: observations, rewards, terminations, truncations, infos, each [N, ...]."""
@@ -116,7 +119,7 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             raise ResetNeeded("step needs a running episode in at least one row: call reset() first")
         values = self._checked(actions, rows)
         rewards = np.zeros(self.num_envs)
-        infos: dict[str, Any] = {}
+        infos: dict[int, dict[str, Any]] = {row: {} for row in range(self.num_envs)}
         failures: dict[int, str] = {}
         with self._all_or_nothing():
             for row in rows:
@@ -128,18 +131,17 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
                     failures[row] = str(error)
                     self._replace(row, failures[row])
                     self._restarted[row] = True
-                    info = {"restart_reason": failures[row]}
+                    infos[row] = {"restart_reason": failures[row]}
                 else:
-                    self._rows[row], rewards[row], self._terminated[row], self._truncated[row], info = result
-                infos = self._add_info(infos, info, row)
+                    self._rows[row], rewards[row], self._terminated[row], self._truncated[row], infos[row] = result
         ended = self._terminated | self._truncated
         for row in rows:
             self._failures[row] *= not ended[row]
         self._running &= ~(ended | self._restarted)
-        for row, restarted in enumerate(self._restarted):
-            infos = self._add_info(infos, {"restarted": bool(restarted)}, row)
+        told = {row: {**info, "restarted": self._restarted[row]} for row, info in infos.items()}
+        batch = batch_infos(told, self.num_envs)
         _warn(failures)
-        return self._observations(), rewards, self._terminated.copy(), self._truncated.copy(), infos
+        return self._observations(), rewards, self._terminated.copy(), self._truncated.copy(), batch
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, or read an attribute, and return what each gives.

@@ -41,7 +41,8 @@ def make_vector_env(
     With workers, each environment lives in a spawned process. One that raises, dies or hangs is replaced; its episode
     is lost, and infos["restarted"] says so. They ignore Ctrl-C, which interrupts this process, and end with `close()`,
     with this object, and with this process, even where that is killed. A script that makes workers needs
-    `if __name__ == "__main__":` around what it does, as with every spawned process in Python.
+    `if __name__ == "__main__":` around what it does, as with every spawned process in Python. Infos that cannot be
+    pickled, such as lambdas, stay in their worker: they are missing from what `reset` and `step` return.
 
     Args:
         env: a name, or a callable that returns a Gymnasium environment; see `make_env`. With workers it must be

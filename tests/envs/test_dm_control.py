@@ -170,7 +170,7 @@ def test_cameras_go_by_index_and_name(gl, make):
     assert not np.array_equal(frames[-1], frames[0])
 
 
-@pytest.mark.parametrize("camera", [2, -2, "nobody"])
+@pytest.mark.parametrize("camera", [2, -2, True, "nobody"])
 def test_an_unknown_camera_is_answered_with_those_there_are(camera):
     with pytest.raises(ValueError, match="camera must be -1 to 1 or one of fixed, lookatcart, got"):
         make_env("dmc:cartpole-balance", obs="state", camera=camera)

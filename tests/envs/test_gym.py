@@ -101,6 +101,25 @@ def test_a_camera_for_an_environment_without_cameras_is_refused():
         make_env("gym:Pendulum-v1", camera=0)
 
 
+@pytest.mark.parametrize("camera", ["nope", 7, -2, True])
+def test_an_unknown_camera_of_a_model_is_answered_with_those_there_are(camera):
+    with pytest.raises(ValueError, match=f"camera must be -1 to 0 or one of track, got {camera!r}"):
+        make_env("gym:HalfCheetah-v5", obs="state", camera=camera)
+
+
+def test_a_model_without_cameras_has_only_the_free_one():
+    make_env("gym:InvertedPendulum-v5", obs="state", camera=-1).close()
+    with pytest.raises(ValueError, match=r"camera must be -1 \(the model has no cameras\), got 0"):
+        make_env("gym:InvertedPendulum-v5", obs="state", camera=0)
+
+
+def test_pictures_larger_than_opengl_draws_are_refused_with_the_limit(gl):
+    env = make_env("gym:InvertedPendulum-v5", image_size=(100_000, 8), renderer="gl")
+    with pytest.raises(ValueError, match=r"image_size must be (at most \d+ each|less) .*got \(100000, 8\)"):
+        env.reset(seed=0)
+    env.close()
+
+
 def test_discrete_actions_are_taken_one_hot():
     env, own = make_env("gym:CartPole-v1", obs="state"), gymnasium.make("CartPole-v1")
     assert env.num_actions == 2
@@ -153,7 +172,7 @@ def test_an_id_behind_a_module_is_found_after_importing_the_module(tmp_path, mon
     env.reset(seed=0)
     assert [env.step(np.zeros(1))[3] for _ in range(7)] == [False] * 6 + [True]
     gymnasium.registry.pop("MySwing-v0")
-    with pytest.raises(ImportError, match="no_such_module"):
+    with pytest.raises(ImportError, match="names the module 'no_such_module', which must be importable and register"):
         make_env("gym:no_such_module:MySwing-v0")
 
 

@@ -470,3 +470,9 @@ def test_environments_that_nobody_holds_end_their_workers():
     assert len(children() - before) == 1
     del envs
     assert children() == before
+
+
+@pytest.mark.parametrize(("name", "steps"), [("gym:Pendulum-v1", 200), ("dmc:pendulum-swingup", None)])
+def test_the_specification_is_that_of_the_environment(name, steps):
+    with closing(make_vector_env(name, 1, workers=name.startswith("gym:"), obs="state", action_repeat=2)) as envs:
+        assert getattr(envs.spec, "max_episode_steps", None) == steps

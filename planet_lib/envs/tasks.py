@@ -48,12 +48,12 @@ continuous, gym:CartPole-v1: 2 choices
         kinds[str(task)] = "continuous" if env.num_actions is None else f"{env.num_actions} choices"
         vectors[str(task)] = str(env.observation_space.shape)
         env.close()
-    if obs != "pixels" and len(set(vectors.values())) > 1:
-        listed = ", ".join(f"{task}: {shape}" for task, shape in vectors.items())
-        raise ValueError(f'tasks must have vectors of one length for obs="{obs}", got {listed}; use obs="pixels"')
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{task}: {kind}" for task, kind in kinds.items())
         raise ValueError(f"tasks must have continuous actions, or all the same number of choices, got {listed}")
+    if obs != "pixels" and len(set(vectors.values())) > 1:
+        listed = ", ".join(f"{task}: {shape}" for task, shape in vectors.items())
+        raise ValueError(f'tasks must have vectors of one length for obs="{obs}", got {listed}; use obs="pixels"')
     return max(widths)
 
 

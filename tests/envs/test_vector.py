@@ -369,7 +369,8 @@ def test_environments_by_name_draw_in_workers_what_they_draw_here(gl):
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 import gymnasium
 import numpy as np
 from planet_lib.envs import make_vector_env

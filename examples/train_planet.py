@@ -150,11 +150,15 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     if metrics.notice:
         progress.say(metrics.notice)
 
-    def play(task: str, policy: Any, name: str, seeds: Sequence[int], keep: Any = None) -> list[pl.Episode]:
-        """An episode for each seed, num_envs of them at a time."""
+    def play(task: str, policy: Any, name: str, seeds: Sequence[int], first: int | None = None) -> list[pl.Episode]:
+        """An episode for each seed, num_envs at a time; each a file as soon as it ends, numbered from `first` on."""
+
+        def keep(place: int, episode: pl.Episode) -> None:
+            if first is not None:
+                save_episode(run.episodes, episode, first + place, replace=True)
+
         steps = getattr(env.spec, "max_episode_steps", None) or 1000  # the suite's; only the progress bar asks
-        total = -(-steps // envs[task].action_repeat) * len(seeds)
-        with progress.phase(name, total=total, unit="decisions") as bar:
+        with progress.phase(name, total=-(-steps // envs[task].action_repeat) * len(seeds), unit="decisions") as bar:
             return run_episodes(envs[task], policy, seeds=seeds, on_step=lambda _: bar.update(1), on_episode=keep)
 
     def finish_round(task: str, episodes: Sequence[pl.Episode], row: dict[str, Any]) -> None:
@@ -225,11 +229,9 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
             first = done["episodes"]
             numbers = range(first, min(first + args.num_envs, preset.seed_episodes if seeding else total))
             row: dict[str, Any] = {} if seeding else fit(preset.updates_per_episode * len(numbers))
-            start = time.monotonic()
             policy = random_policy(action_dim, random, one_hot=discrete) if seeding else agent.policy(explore=True)
-            seeds = [args.seed * 10_000_000 + number for number in numbers]
-            keep: Any = lambda place, episode, at=first: save_episode(run.episodes, episode, at + place, replace=True)  # noqa: E731
-            episodes = play(task, policy, "seed episodes" if seeding else "episodes", seeds, keep)
+            seeds, start = [args.seed * 10_000_000 + number for number in numbers], time.monotonic()
+            episodes = play(task, policy, "seed episodes" if seeding else "episodes", seeds, first)
             seconds = time.monotonic() - start
             steps = sum(len(episode.reward) - 1 for episode in episodes) * envs[task].action_repeat
             row |= {"seconds_collect": seconds, "steps_per_second": steps / seconds}
@@ -262,8 +264,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
     first.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
     first.add_argument("--env", default="dmc:cartpole-balance", help="dmc:DOMAIN-TASK or gym:NAME")
-    names: Any = lambda text: ",".join(text.replace(",", " ").split())  # noqa: E731
-    first.add_argument("--tasks", default="", metavar="A,B", type=names, help="several environments, instead of --env")
+    several: dict[str, Any] = {"type": lambda text: ",".join(text.replace(",", " ").split()), "metavar": "A,B"}
+    first.add_argument("--tasks", default="", **several, help="several environments, instead of --env")
     earlier = first.add_mutually_exclusive_group()
     earlier.add_argument("--resume", metavar="DIR", help="go on with the run in this directory")
     earlier.add_argument("--init-from", metavar="DIR", help="begin with the world model of this run, for a new task")

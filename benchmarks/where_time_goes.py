@@ -19,7 +19,7 @@ import torch
 import planet_lib as pl
 from planet_lib.envs import make_env
 from planet_lib.training import Objective, update
-from planet_lib.training.presets import PRESETS, build_agent, build_model
+from planet_lib.training.presets import PRESETS, build_agent, build_model, env_settings, get_preset
 
 
 def main() -> None:
@@ -32,17 +32,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    preset, device = PRESETS[args.preset], torch.device(args.device)
-    size = (preset.image_size, preset.image_size)
+    preset, device = get_preset(args.preset, env=args.env), torch.device(args.device)
     qualities: tuple[Literal["tuned", "fast", "suite"], ...] = ("tuned", "fast", "suite")
-    envs = {quality: make_env(args.env, image_size=size, quality=quality) for quality in qualities}
+    envs = {quality: make_env(args.env, **env_settings(preset), quality=quality) for quality in qualities}
     for env in envs.values():
         env.reset(seed=0)
     env = envs["tuned"]
     obs_shape, action_dim = tuple(env.observation_space.shape or ()), int(np.prod(env.action_space.shape or ()))
     model = build_model(preset, "rssm", obs_shape, action_dim).to(device)
     agent = build_agent(preset, model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps, fused=True)
     objective = Objective(free_nats=0.0)
     batch = random_batch(preset.window, preset.batch_size, obs_shape, action_dim)
     frame, first = torch.zeros(1, *obs_shape, dtype=torch.uint8), torch.ones(1, dtype=torch.bool)

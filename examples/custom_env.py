@@ -81,7 +81,7 @@ def main() -> int:
     steer: Any = env.unwrapped
     replay = pl.SequenceReplay(10_000, obs_shape=(3, SIZE, SIZE), action_dim=2, seed=args.seed)
     model = build_model(preset, "rssm", (3, SIZE, SIZE), 2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps, fused=True)
     objective, agent = build_objective(preset), build_agent(preset, model)
     for number in range(50):
         replay.add(run_episode(env, random_policy(2, generator), seed=1000 * args.seed + number))

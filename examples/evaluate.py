@@ -34,7 +34,7 @@ from planet_lib.training import (
     reconstruct,
     reconstruction_video,
 )
-from planet_lib.training.presets import Preset, build_agent, build_model, obs_shape_of
+from planet_lib.training.presets import Preset, build_agent, build_model, env_settings, obs_shape_of
 from planet_lib.types import Episode
 
 PLANNING = [
@@ -45,6 +45,7 @@ PLANNING = [
     "num_elites",
     "deviation",
     "start",
+    "transition",
     "discount",
     "num_iterations",
 ]
@@ -95,12 +96,10 @@ def evaluate(args: argparse.Namespace) -> None:
             args.num_envs,
             workers=args.num_envs > 1,
             obs=settings["obs"],
-            image_size=(preset.image_size, preset.image_size),
-            camera=preset.camera or None,
-            action_repeat=preset.action_repeat or None,
             action_dim=saved["action_dim"],
             renderer=args.renderer or settings["renderer"],
             quality=args.quality or settings["quality"],
+            **env_settings(preset),
         )
         with contextlib.closing(env):
             check_renderer(saved["renderer"], str(env.renderer), task=task, told=told)

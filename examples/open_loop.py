@@ -33,9 +33,17 @@ from planet_lib.training import (
     open_loop_strip,
     open_loop_video,
 )
-from planet_lib.training.presets import Preset, build_model
+from planet_lib.training.presets import Preset, build_model, env_settings
 
-SHARED = ("env", "obs", "camera", "image_size", "action_repeat")  # what runs must share to be compared
+SHARED = (
+    "env",
+    "obs",
+    "camera",
+    "image_size",
+    "supersample",
+    "channels",
+    "action_repeat",
+)  # what runs must share to be compared
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,8 +118,8 @@ def collect(args: argparse.Namespace, settings: dict[str, Any]) -> list[pl.Episo
     """Let random actions play episodes of the runs' environment."""
     if settings["obs"] == "state":
         raise ValueError("RUN_DIR must be runs with pixels, got runs from state: there is no frame to judge")
-    name, obs, camera, size, repeat = (settings[key] for key in SHARED)
-    env = make_env(name, obs=obs, image_size=(size, size), camera=camera or None, action_repeat=repeat or None)
+    name = settings["env"]
+    env = make_env(name, obs=settings["obs"], **env_settings(Preset.from_settings(settings)))
     policy = random_policy(int(np.prod(env.action_space.shape or ())), np.random.default_rng(args.env_seed))
     print(f"collecting {args.num_episodes} episodes of {name} with random actions", flush=True)
     episodes = [run_episode(env, policy, seed=args.env_seed + number) for number in range(args.num_episodes)]

@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
     settings["obs"] = "both" if isinstance(obs_shape, dict) else "pixels" if images else "state"
     settings["image_size"] = shapes[images[0]][1] if images else preset.image_size
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps, fused=True)
     objective, precision = build_objective(preset), torch.bfloat16 if preset.precision == "bfloat16" else None
     limits: dict[str, Any] = {"grad_clip": preset.grad_clip, "autocast": precision}
     longest = max(held, key=lambda episode: len(episode.reward))  # the first of the longest

@@ -47,6 +47,7 @@ from planet_lib.training import (
     warm_up,
 )
 from planet_lib.training.presets import (
+    LOOK_FIELDS,
     MODEL_FIELDS,
     PRESETS,
     Preset,
@@ -54,6 +55,7 @@ from planet_lib.training.presets import (
     build_agent,
     build_model,
     build_objective,
+    env_settings,
     get_preset,
     obs_shape_of,
 )
@@ -65,10 +67,10 @@ COLUMNS = (
     *("seconds_collect", "seconds_update", "seconds_eval", "seconds_total", "updates_per_second", "steps_per_second"),
 )
 # What cannot change and still be the same run.
-IDENTITY = (*("env", "tasks", "camera", "action_repeat", "continue_scale", "obs", "cell", "preset"), *MODEL_FIELDS)
-LOOK = ("obs", "cell", "renderer", "quality", "camera", "action_repeat")  # what --init-from takes over, too
+IDENTITY = ("env", "tasks", "obs", "cell", "preset", "continue_scale", *LOOK_FIELDS, *MODEL_FIELDS)
+LOOK = ("obs", "cell", "renderer", "quality", *LOOK_FIELDS)  # what --init-from takes over, too
 SAVED = ("settings", "renderer", "action_dim", "done", "metrics_rows", "model", "optimizer", "replay", "rng")
-EVAL_SEED = 1_000_000  # evaluation episodes are the same ones each time, and never training episodes
+EVAL_SEED = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,8 +104,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     tasks = args.tasks.split(",") if args.tasks else [args.env]
     width = widest_action(tasks, obs=args.obs) if len(tasks) > 1 else None  # shorter ones are padded
     made: dict[str, Any] = {"num_envs": args.num_envs, "workers": args.num_envs > 1, "action_dim": width}
-    made |= {"action_repeat": preset.action_repeat or None, "camera": preset.camera or None, "obs": args.obs}
-    made |= {"image_size": (preset.image_size,) * 2, "renderer": args.renderer, "quality": args.quality}
+    made |= {"obs": args.obs, "renderer": args.renderer, "quality": args.quality, **env_settings(preset)}
     envs = {task: opened.enter_context(contextlib.closing(make_vector_env(task, **made))) for task in tasks}
     env = envs[tasks[0]]
     drawn_by = {task: str(envs[task].renderer) for task in tasks}
@@ -115,7 +116,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
     if source is not None:
         transfer_weights(model, source["model"])
-    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps, fused=True)
     objective, autocast = build_objective(preset), torch.bfloat16 if preset.precision == "bfloat16" else None
     discrete = env.num_actions is not None
     agent = build_agent(preset, model, one_hot=discrete)
@@ -129,8 +130,8 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
 
     # What changes as the run goes on, and with the weights makes up a checkpoint.
     done: dict[str, Any] = dict.fromkeys(("episodes", "rounds", "updates", "env_steps", "seconds"), 0)
-    done["seed_returns"] = {}
-    run = RunDirectory.create(run_path(args), settings) if saved is None else RunDirectory.open(args.resume)
+    done |= {"seed_returns": {}, "eval_mean": -math.inf}
+    run = RunDirectory.create(Path(args.out) / args.name, settings) if saved is None else RunDirectory.open(args.resume)
     if saved is not None:
         done, old = saved["done"], load_episodes(run.episodes, count=saved["done"]["episodes"])
         replay.clear()  # a mapped one: the episodes' files are the record, and it is a copy of them
@@ -142,13 +143,12 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     group = "task" if len(tasks) > 1 else None
     metrics = MetricsWriter(run.path, COLUMNS, resume_at=(saved or {}).get("metrics_rows"), group_column=group)
     began = time.monotonic() - done["seconds"]
-    total = preset.seed_episodes + preset.num_episodes
+    total, enough = preset.seed_episodes + preset.num_episodes, math.inf if args.stop_at is None else args.stop_at
     progress = Progress(total=total, done=done["episodes"], unit="episodes")
     what = f"{', '.join(tasks)} from {args.obs} ({', '.join(sorted(set(drawn_by.values())))})"
     title = f"PlaNet, {what} ({args.cell}, preset {args.preset}, seed {args.seed})"
-    progress.say(f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}")
-    if metrics.notice:
-        progress.say(metrics.notice)
+    begin = f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}"
+    progress.say(f"{begin}\n{metrics.notice}" if metrics.notice else begin)
 
     def play(task: str, policy: Any, name: str, seeds: Sequence[int], first: int | None = None) -> list[pl.Episode]:
         """An episode for each seed, num_envs at a time; each a file as soon as it ends, numbered from `first` on."""
@@ -177,6 +177,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
             trained = done["episodes"] - preset.seed_episodes
             evaluate_now |= trained > 0 and (trained % preset.eval_every == 0 or done["episodes"] == total)
         if evaluate_now:
+            done["eval_mean"] = math.inf  # of the task that does worst
             with torch.random.fork_rng():  # training goes on as if nobody had looked
                 for each in tasks:
                     metrics.write({**counts, **evaluate(each), "task": each, "seconds_total": time.monotonic() - began})
@@ -195,12 +196,13 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         """Act without noise in episodes of their own, and draw what the model saw and foresaw in the first."""
         start = time.monotonic()
         torch.manual_seed(EVAL_SEED + done["episodes"])
-        seeds = [EVAL_SEED + number for number in range(preset.eval_episodes)]
+        seeds = range(EVAL_SEED, EVAL_SEED + preset.eval_episodes)  # the same ones each time, and never training's
         episodes = play(task, agent.policy(explore=False), "evaluation", seeds)
         returns = np.array([episode.reward.sum() for episode in episodes])
         stem = f"episode-{done['episodes']:06d}" + (f"-{task.partition(':')[2].replace('/', '-')}" if group else "")
         draw_episode(run.videos / stem, model, episodes[0])
         mean, std = float(returns.mean()), float(returns.std())
+        done["eval_mean"] = min(done["eval_mean"], mean)
         progress.say(f"episode {done['episodes']}: {task} evaluated, {mean:.0f} +- {std:.0f} ({len(returns)})")
         return {"kind": "eval", "eval_mean": mean, "eval_std": std, "seconds_eval": time.monotonic() - start}
 
@@ -223,18 +225,17 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     try:
         if saved is None:
             save()  # so that a run goes on from wherever it stops, be it the first seed episode
-        while done["episodes"] < total:
+        while done["episodes"] < total and done["eval_mean"] < enough:
             seeding = done["episodes"] < preset.seed_episodes
             task = tasks[done["rounds"] % len(tasks)]
-            first = done["episodes"]
-            numbers = range(first, min(first + args.num_envs, preset.seed_episodes if seeding else total))
+            left = (preset.seed_episodes if seeding else total) - done["episodes"]
+            numbers = [done["episodes"] + number for number in range(min(args.num_envs, left))]
             row: dict[str, Any] = {} if seeding else fit(preset.updates_per_episode * len(numbers))
             policy = random_policy(action_dim, random, one_hot=discrete) if seeding else agent.policy(explore=True)
             seeds, start = [args.seed * 10_000_000 + number for number in numbers], time.monotonic()
-            episodes = play(task, policy, "seed episodes" if seeding else "episodes", seeds, first)
-            seconds = time.monotonic() - start
+            episodes = play(task, policy, "seed episodes" if seeding else "episodes", seeds, numbers[0])
             steps = sum(len(episode.reward) - 1 for episode in episodes) * envs[task].action_repeat
-            row |= {"seconds_collect": seconds, "steps_per_second": steps / seconds}
+            row |= {"seconds_collect": (seconds := time.monotonic() - start), "steps_per_second": steps / seconds}
             finish_round(task, episodes, row | {"kind": "seed" if seeding else "train"})
             if not seeding:
                 returns = ", ".join(f"{episode.reward.sum():.0f}" for episode in episodes)
@@ -244,18 +245,13 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
                 beat = {name: float(np.mean(earned)) for name, earned in done["seed_returns"].items()}
                 curve: dict[str, Any] = {"random_return": beat, "free_nats": preset.free_nats, "title": title}
                 learning_curve(run.learning_curve, run.metrics_path, **curve)
-        progress.say(f"all {done['episodes']} episodes are done; a larger --num-episodes with --resume goes on")
+        more = "--num-episodes" if done["episodes"] >= total else "--stop-at"
+        progress.say(f"done after {done['episodes']} episodes; a larger {more} with --resume goes on")
     except KeyboardInterrupt:
         progress.say(f"stopped after {done['episodes']} episodes; go on with: --resume {shlex.quote(str(run.path))}")
     finally:
         progress.close()
         metrics.close()
-
-
-def run_path(args: argparse.Namespace) -> Path:
-    """Where a new run goes: --out/NAME, with a name that says what it is."""
-    task = (args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
-    return Path(args.out) / (args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -278,6 +274,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quality", choices=("tuned", "fast", "suite"), default="tuned", help="of GL's pictures")
     parser.add_argument("--replay-gb", type=float, default=0.0, help="most memory of the replay; 0 is no such limit")
     parser.add_argument("--replay-dir", default="", help="keep the replay in mapped files here, not in memory")
+    parser.add_argument("--stop-at", type=float, metavar="SCORE", help="end once an evaluation's mean is this")
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="runs", help="where runs are kept")
@@ -293,7 +290,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.set_defaults(**RunDirectory.open(known.resume).settings)
     except (ValueError, OSError) as error:
         sys.exit(f"train_planet.py: {error}")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    task = (args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
+    args.name = args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}"
+    return args
 
 
 if __name__ == "__main__":

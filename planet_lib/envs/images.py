@@ -4,11 +4,34 @@ This module knows arrays only. Resizing averages areas, exactly and in NumPy, so
 which image library happens to be installed.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Channels = Literal["all", "red", "grey"]
+
+
+def check_channels(channels: str) -> None:
+    """Raise a `ValueError` unless `channels` is one of "all", "red", "grey"."""
+    if channels not in get_args(Channels):
+        raise ValueError(f"channels must be one of {', '.join(get_args(Channels))}, got {channels!r}")
+
+
+def keep_channels(image: Array, channels: Channels) -> Array:
+    """Return the channels of an image [Y, X, 3] that shall be seen: all three, the red one, or their rounded mean.
+
+    Example:
+        >>> image = np.array([[[30, 60, 91]]], np.uint8)
+        >>> [keep_channels(image, channels).tolist() for channels in ("all", "red", "grey")]
+        [[[[30, 60, 91]]], [[[30]]], [[[60]]]]
+    """
+    if channels == "all":
+        return image
+    if channels == "red":
+        return image[..., :1]
+    mean: Array = np.rint(image.mean(-1, keepdims=True)).astype(np.uint8)
+    return mean
 
 
 def is_channels_last(shape: tuple[int, ...]) -> bool:

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from planet_lib.envs.images import Array, is_channels_last, resize_area
+from planet_lib.envs.images import Array, Channels, is_channels_last, keep_channels, resize_area
 
 Obs = Literal["pixels", "state", "both"]
 Observation: TypeAlias = Array | dict[str, Array]
@@ -19,7 +19,7 @@ _REWRITE = "rewrite it with gymnasium.wrappers.TransformObservation"
 
 
 def observer(
-    env: gymnasium.Env[Any, Any], obs: Obs, size: tuple[int, int]
+    env: gymnasium.Env[Any, Any], obs: Obs, size: tuple[int, int], channels: Channels = "all"
 ) -> tuple[spaces.Space[Any], Callable[[Any], Observation]]:
     """Return the space of the observations and the function that turns the environment's own, or the moment, into them.
 
@@ -31,6 +31,7 @@ def observer(
         env: the environment; asked for its observation space and its `render`.
         obs: see above.
         size: (Y, X) of the images.
+        channels: kept of images of three channels: "all", "red", or "grey", their mean.
 
     Raises:
         ValueError: the environment has no such observations, or ones of an unsupported kind; also from the function,
@@ -43,14 +44,14 @@ def observer(
     """
     own = env.observation_space
     if isinstance(own, spaces.Dict) and _has_image(own):
-        return _entries(own, size)
+        return _entries(own, size, channels)
     if obs == "state":
         return _vector(own, "state")
     box = _image_box(own)
     if obs == "pixels":
-        return _own_image(box, size) if box is not None else _rendered(env, "pixels", size)
+        return _own_image(box, size, channels) if box is not None else _rendered(env, "pixels", size, channels)
     vector, read = _vector(own, "both")
-    image, draw = _rendered(env, "both", size)
+    image, draw = _rendered(env, "both", size, channels)
     space = spaces.Dict({"pixels": image, "state": vector})
     return space, lambda observation: {"pixels": draw(observation), "state": read(observation)}
 
@@ -68,7 +69,7 @@ def _has_image(space: spaces.Space[Any]) -> bool:
 
 
 def _rendered(
-    env: gymnasium.Env[Any, Any], obs: Obs, size: tuple[int, int]
+    env: gymnasium.Env[Any, Any], obs: Obs, size: tuple[int, int], channels: Channels
 ) -> tuple[spaces.Box, Callable[[Any], Array]]:
     """Return the space [C, Y, X] of what the environment draws, and the function that draws it."""
     if env.render_mode != "rgb_array":
@@ -78,32 +79,32 @@ def _rendered(
             f'obs="{obs}" needs {images}render_mode="rgb_array", got observation space {env.observation_space} and '
             f'render_mode={env.render_mode!r}; {remedy}set that mode, or use obs="state"'
         )
-    return spaces.Box(0, 255, (3, *size), np.uint8), lambda observation: _image(
-        env.render(), 3, size, last=True, name="an image"
-    )
+    space = spaces.Box(0, 255, (3 if channels == "all" else 1, *size), np.uint8)
+    return space, lambda observation: _image(env.render(), 3, size, channels, last=True, name="an image")
 
 
 def _own_image(
-    box: spaces.Box, size: tuple[int, int], name: str = "an image"
+    box: spaces.Box, size: tuple[int, int], channels: Channels, name: str = "an image"
 ) -> tuple[spaces.Box, Callable[[Any], Array]]:
     """Return the space [C, Y, X] and the function that turns the environment's own image into such a one."""
     last = is_channels_last(box.shape)
-    channels = box.shape[-1 if last else 0]
-    space = spaces.Box(0, 255, (channels, *size), np.uint8)
-    return space, lambda observation: _image(observation, channels, size, last=last, name=name)
+    given = box.shape[-1 if last else 0]
+    kept = channels if given == 3 else "all"
+    space = spaces.Box(0, 255, (given if kept == "all" else 1, *size), np.uint8)
+    return space, lambda observation: _image(observation, given, size, kept, last=last, name=name)
 
 
-def _image(given: Any, channels: int, size: tuple[int, int], *, last: bool, name: str) -> Array:
+def _image(given: Any, count: int, size: tuple[int, int], channels: Channels, *, last: bool, name: str) -> Array:
     """Return an image as uint8 [C, Y, X] of its own memory, or raise."""
     image = np.asarray(given)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1 if last else 0] != channels:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1 if last else 0] != count:
         raise ValueError(
-            f"{name} must be uint8 with {channels} channels, {'last' if last else 'first'}, "
+            f"{name} must be uint8 with {count} channels, {'last' if last else 'first'}, "
             f"got {image.dtype} {list(image.shape)}"
         )
     if not last:
         image = image.transpose(1, 2, 0)
-    return np.array(resize_area(image, size).transpose(2, 0, 1), order="C")
+    return np.array(resize_area(keep_channels(image, channels), size).transpose(2, 0, 1), order="C")
 
 
 def _vector(
@@ -132,9 +133,11 @@ def _vector(
     return spaces.Box(-np.inf, np.inf, (size,), np.float32), observe
 
 
-def _entries(own: spaces.Dict, size: tuple[int, int]) -> tuple[spaces.Dict, Callable[[Any], dict[str, Array]]]:
+def _entries(
+    own: spaces.Dict, size: tuple[int, int], channels: Channels
+) -> tuple[spaces.Dict, Callable[[Any], dict[str, Array]]]:
     """Return the Dict of images [C, Y, X] and vectors [N], and the function that makes each entry such a one."""
-    parts = {name: _entry(name, space, size) for name, space in own.items()}
+    parts = {name: _entry(name, space, size, channels) for name, space in own.items()}
 
     def observe(observation: Any) -> dict[str, Array]:
         got = list(observation) if isinstance(observation, Mapping) else type(observation).__name__
@@ -145,7 +148,9 @@ def _entries(own: spaces.Dict, size: tuple[int, int]) -> tuple[spaces.Dict, Call
     return spaces.Dict({name: space for name, (space, _) in parts.items()}), observe
 
 
-def _entry(name: Any, space: spaces.Space[Any], size: tuple[int, int]) -> tuple[spaces.Box, Callable[[Any], Array]]:
+def _entry(
+    name: Any, space: spaces.Space[Any], size: tuple[int, int], channels: Channels
+) -> tuple[spaces.Box, Callable[[Any], Array]]:
     """Return space and function of one entry of a Dict, or raise where the entry or its name is unsupported."""
     if not isinstance(name, str) or not name.isprintable() or not name or any(letter in "/\\." for letter in name):
         raise ValueError(
@@ -155,7 +160,7 @@ def _entry(name: Any, space: spaces.Space[Any], size: tuple[int, int]) -> tuple[
     where = f"the environment's observation[{name!r}]"
     box = _image_box(space)
     if box is not None:
-        return _own_image(box, size, where)
+        return _own_image(box, size, channels, where)
     if isinstance(space, spaces.Dict | spaces.Tuple):
         raise ValueError(f"{where} must be one image or vector, got {space}; flatten nested spaces: {_REWRITE}")
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):

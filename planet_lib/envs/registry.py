@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planet_lib.envs.extras import require
+from planet_lib.envs.images import Channels, check_channels
 from planet_lib.envs.rendering import (
     Quality,
     RendererChoice,
@@ -39,6 +40,8 @@ def make_env(
     camera: int | str | None = None,
     quality: Quality = "tuned",
     renderer: RendererChoice = "auto",
+    supersample: int = 1,
+    channels: Channels = "all",
     **kwargs: Any,
 ) -> "StandardEnv":
     """Return an environment under planet_lib's contract (`planet_lib.envs.wrappers.StandardEnv`).
@@ -61,6 +64,11 @@ def make_env(
         renderer: of MuJoCo's pictures: "gl", "rays" (the ray caster of `planet_lib.envs.rays`, which needs no OpenGL),
             or "auto": GL where it works, else rays, with one warning a process. The result's `renderer` says what
             draws: "gl-tuned" (with the quality), "rays", "own" (the environment itself), "none" (no pixels).
+        supersample: MuJoCo's pictures are drawn so many times higher and wider, and each pixel is the mean of what it
+            covers: small frames in which thin things keep their place. Environments that draw themselves are asked for
+            their own size, whatever this says.
+        channels: kept of images of three channels: "all"; "red", which in the suite, where bodies are orange and floors
+            blue, shows bodies with the strongest contrast at a third of the numbers; or "grey", their mean.
         **kwargs: for dmc the task's settings (time_limit=20), for gym those of `gymnasium.make`, else the callable's.
 
     Raises:
@@ -84,17 +92,20 @@ def make_env(
     size = _check_size(image_size)
     check_quality(quality)
     check_renderer(renderer)
+    check_channels(channels)
+    drawn = (size[0] * _check_whole("supersample", supersample), size[1] * supersample)
     usual = default_action_repeat(env)
-    repeat = usual if action_repeat is None else _check_repeat(action_repeat)
+    repeat = usual if action_repeat is None else _check_whole("action_repeat", action_repeat)
     if not isinstance(env, str):
         made = _from_callable(env, camera, kwargs)
     elif env.startswith("dmc:"):
         made = _from_suite(
-            env, obs=obs, image_size=size, camera=camera, quality=quality, renderer=renderer, task_kwargs=kwargs
+            env, obs=obs, image_size=drawn, camera=camera, quality=quality, renderer=renderer, task_kwargs=kwargs
         )
     else:
-        made = _from_gymnasium(env, obs=obs, image_size=size, camera=camera, renderer=renderer, **kwargs)
-    return _standardise(made, obs=obs, image_size=size, action_repeat=repeat, quality=quality, renderer=renderer)
+        made = _from_gymnasium(env, obs=obs, image_size=drawn, camera=camera, renderer=renderer, **kwargs)
+    seen: dict[str, Any] = {"obs": obs, "image_size": size, "channels": channels, "action_repeat": repeat}
+    return _standardise(made, quality=quality, renderer=renderer, **seen)
 
 
 def default_action_repeat(env: "str | Callable[..., gymnasium.Env[Any, Any]]") -> int:
@@ -161,6 +172,7 @@ def _standardise(
     *,
     obs: "Obs",
     image_size: tuple[int, int],
+    channels: Channels,
     action_repeat: int,
     quality: Quality,
     renderer: RendererChoice,
@@ -179,7 +191,9 @@ def _standardise(
         name = _renderer_name(made, obs)
         if name == "own" and renderer != "auto":
             raise ValueError(f'renderer must be "auto" for an environment that draws itself, got {renderer!r}')
-        return StandardEnv(made, obs=obs, image_size=image_size, action_repeat=action_repeat, renderer=name)
+        return StandardEnv(
+            made, obs=obs, image_size=image_size, channels=channels, action_repeat=action_repeat, renderer=name
+        )
     except ValueError:
         made.close()
         raise
@@ -205,8 +219,8 @@ def _check_size(image_size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _check_repeat(action_repeat: int) -> int:
-    """Return `action_repeat`, or raise unless it is a whole number of at least 1."""
-    if isinstance(action_repeat, bool) or not isinstance(action_repeat, int) or action_repeat < 1:
-        raise ValueError(f"action_repeat must be a whole number of at least 1, got {action_repeat!r}")
-    return action_repeat
+def _check_whole(name: str, value: int) -> int:
+    """Return `value`, or raise unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value

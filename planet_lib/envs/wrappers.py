@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from planet_lib.envs.images import Array
+from planet_lib.envs.images import Array, Channels
 from planet_lib.envs.observations import Obs, Observation, observer
 
 _TOLERANCE = 1e-6
@@ -47,6 +47,7 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
             dictionary with uint8 images among its entries gives that dictionary in each case: its images [C, Y, X],
             its other entries as vectors [N], Discrete ones one-hot.
         image_size: (Y, X) of the pixels; images of another size are area-averaged.
+        channels: kept of images of three channels: "all", "red", or "grey", their mean, which leave one.
         action_repeat: steps of the environment per decision.
         renderer: the name of what draws the pixels, only kept: "own" is the environment itself.
 
@@ -74,17 +75,18 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         *,
         obs: Obs = "pixels",
         image_size: tuple[int, int] = (64, 64),
+        channels: Channels = "all",
         action_repeat: int = 1,
         renderer: str = "own",
     ) -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(
-            self, obs=obs, image_size=image_size, action_repeat=action_repeat, renderer=renderer
+            self, obs=obs, image_size=image_size, channels=channels, action_repeat=action_repeat, renderer=renderer
         )
         gymnasium.Wrapper.__init__(self, env)
         self.action_repeat, self.renderer = action_repeat, renderer
         self.action_space, self._command = _actions(env.action_space)
         self.num_actions = int(env.action_space.n) if isinstance(env.action_space, spaces.Discrete) else None
-        self.observation_space, self._observe = observer(env, obs, image_size)
+        self.observation_space, self._observe = observer(env, obs, image_size, channels)
         self._running = False
 
     def reset(

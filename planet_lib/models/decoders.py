@@ -7,12 +7,12 @@ decoder is a cheap alternative for machines without a GPU.
 import itertools
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from planet_lib._shapes import check_choice, check_image_shape, check_last, check_positive
+from planet_lib.models import _convs
 from planet_lib.models._layers import ACTIVATIONS, apply_layers
 from planet_lib.models.encoders import check_names, check_patch
 
@@ -44,6 +44,7 @@ class Decoder(nn.Module):
     Source: arXiv:1811.04551, appendix A; google-research/planet networks/conv_ha.py.
 
     Example:
+        >>> import torch
         >>> Decoder(230, (3, 64, 64))(torch.zeros(50, 2, 230)).shape
         torch.Size([50, 2, 3, 64, 64])
         >>> Decoder(230, (5,))(torch.zeros(50, 2, 230)).shape
@@ -104,6 +105,7 @@ class PatchDecoder(nn.Module):
     Source: ours, for the `cpu` preset.
 
     Example:
+        >>> import torch
         >>> PatchDecoder(230, (3, 64, 64))(torch.zeros(50, 2, 230)).shape
         torch.Size([50, 2, 3, 64, 64])
     """
@@ -162,6 +164,7 @@ class DictDecoder(nn.Module):
     Source: ours.
 
     Example:
+        >>> import torch
         >>> decoder = DictDecoder({"camera": Decoder(230, (3, 64, 64)), "joints": Decoder(230, (5,))})
         >>> {name: tuple(mean.shape) for name, mean in decoder(torch.zeros(2, 230)).items()}
         {'camera': (2, 3, 64, 64), 'joints': (2, 5)}
@@ -205,6 +208,7 @@ class RewardHead(nn.Module):
     Source: arXiv:1811.04551, appendix A.
 
     Example:
+        >>> import torch
         >>> RewardHead(230)(torch.zeros(50, 2, 230)).shape
         torch.Size([50, 2])
     """
@@ -238,6 +242,7 @@ class ContinueHead(RewardHead):
     Source: Dreamer (arXiv:1912.01603), which predicts discounts in the same way; PlaNet's tasks never end early.
 
     Example:
+        >>> import torch
         >>> head = ContinueHead(230)
         >>> probability = torch.sigmoid(head(torch.zeros(50, 2, 230)))
         >>> probability.shape
@@ -283,8 +288,5 @@ class _ConvDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden: Tensor = self.seed(features).reshape(-1, *self.seed_shape)
-        for layer in self.layers[:-1]:
-            hidden = torch.relu(layer(hidden))
-        image: Tensor = self.layers[-1](hidden)
-        return image
+        seed: Tensor = self.seed(features).reshape(-1, *self.seed_shape)
+        return _convs.decode(seed, self.layers)

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from planet_lib._shapes import check_dtype, check_image_shape, check_last, check_positive
+from planet_lib.models import _convs
 from planet_lib.models._layers import apply_layers
 
 
@@ -83,9 +84,8 @@ class ConvEncoder(nn.Module):
         """Embed images [..., C, Y, X] as [..., E]."""
         hidden = flatten_images(images, self.image_shape)
         check_dtype("images", images, next(self.parameters()).dtype, because="the encoder's weights")
-        for conv in self.convs:
-            hidden = torch.relu(conv(hidden))
-        embed: Tensor = self.project(hidden.flatten(1))
+        maps = _convs.encode(hidden, self.convs)
+        embed: Tensor = self.project(maps.flatten(1))
         return embed.reshape(*images.shape[:-3], self.embed_dim)
 
 

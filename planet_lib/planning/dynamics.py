@@ -22,6 +22,7 @@ from planet_lib.models.rollout import check_leading
 from planet_lib.models.world_model import WorldModel
 
 Start = Literal["shared", "sampled"]
+Transition = Literal["drawn", "mean"]
 
 
 class LatentDynamics:
@@ -42,15 +43,20 @@ class LatentDynamics:
         start: what candidates start from. "shared": the state that is given, one sample of the posterior, as in
             google-research/planet. "sampled": each from its own sample of the same distribution, as the paper's
             algorithm 2 has it; the cell must have `redraw`.
+        transition: how a candidate goes from state to state. "drawn": a sample of the prior at each step, the paper's.
+            "mean": the mean of the prior, from the mean of the state that is given (noise of zero, as the cell takes
+            it), so that candidates differ by their actions alone. One sample of each return misleads a planner with few
+            candidates: it chooses the lucky ones. The cell must have `redraw`; noise is neither drawn nor taken.
         discount: of rewards per step; 1 is the paper's plain sum.
         objective: what is to be summed instead of the predicted reward, a function of the state after a step and the
             action that led to it, both of N = B * J rows -> [N]. With it a model can be planned with for a purpose that
             it was not trained for, and needs no trained reward head.
 
     Raises:
-        ValueError: start or discount out of its range. When called: actions do not end in the cell's action_dim, or
-            state, noise or what a head returns has another shape.
-        TypeError: start is "sampled" and the cell has no `redraw`.
+        ValueError: start, transition or discount out of its range, or a sampled start where transitions are means. When
+            called: actions do not end in the cell's action_dim, state, noise or what a head returns has another shape,
+            or noise is given where transitions are means.
+        TypeError: start is "sampled", or transition is "mean", and the cell has no `redraw`.
 
     Source: arXiv:1811.04551, algorithm 2; google-research/planet `scripts/objectives.py` (the undiscounted sum).
 
@@ -71,21 +77,29 @@ class LatentDynamics:
         model: WorldModel,
         *,
         start: Start = "shared",
+        transition: Transition = "drawn",
         discount: float = 1.0,
         objective: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         check_choice("start", start, get_args(Start))
         if not 0 < discount <= 1:
             raise ValueError(f"discount must be greater than 0 and at most 1, got {discount}")
-        if start == "sampled" and not hasattr(model.cell, "redraw"):
-            name = type(model.cell).__name__
-            raise TypeError(f"start 'sampled' needs a cell with redraw(state, noise), got {name} without; use 'shared'")
-        self.model, self.start, self.discount, self.objective = model, start, discount, objective
+        check_choice("transition", transition, get_args(Transition))
+        if start == "sampled" and transition == "mean":
+            raise ValueError(
+                "start must be 'shared' where transition is 'mean', which starts from the mean, got 'sampled'"
+            )
+        if (start, transition) != ("shared", "drawn") and not hasattr(model.cell, "redraw"):
+            setting = "start 'sampled'" if start == "sampled" else "transition 'mean'"
+            got = f"{type(model.cell).__name__} without"
+            raise TypeError(f"{setting} needs a cell with redraw(state, noise), got {got}; use 'shared' and 'drawn'")
+        self.model, self.start, self.transition = model, start, transition
+        self.discount, self.objective = discount, objective
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-        """Return the standard normal noise that `rollout` takes for these actions; None where the cell takes none."""
+        """Return the standard normal noise that `rollout` takes for these actions; None where none is taken."""
         rows, dim = len(actions) + (self.start == "sampled"), self.model.cell.noise_dim
-        if dim == 0:
+        if dim == 0 or self.transition == "mean":
             return None
         size = (rows, *actions.shape[1:3], dim)
         return torch.randn(size, dtype=actions.dtype, device=actions.device, generator=generator)
@@ -96,17 +110,22 @@ class LatentDynamics:
         check_shape("actions", actions, "H B J A", A=cell.action_dim, because="the cell's action_dim")
         horizon, batch_size, num_candidates, _ = actions.shape
         check_leading("state", tuple(tree_leaves(state)), batch_size, because="from actions")
-        sampled = self.start == "sampled"
+        sampled, mean = self.start == "sampled", self.transition == "mean"
+        if mean and noise is not None:
+            raise ValueError(f"noise must be None where transition is 'mean', got {list(noise.shape)}")
         if noise is None:
             noise = self.draw_noise(actions)
         else:
             sizes = {"H": horizon + sampled, "B": batch_size, "J": num_candidates, "S": cell.noise_dim}
             check_shape("noise", noise, "H B J S", because="as the actions, and the cell's noise_dim", **sizes)
-        steps = [None] * (horizon + sampled) if noise is None else noise.flatten(1, 2).unbind()
+        none = actions.new_zeros(batch_size * num_candidates, cell.noise_dim) if mean and cell.noise_dim else None
+        steps = [none] * (horizon + sampled) if noise is None else noise.flatten(1, 2).unbind()
         actions = actions.flatten(1, 2)  # rows [B * J] are what matrix products like best
+        optional: Any = cell  # redraw is optional, and so no part of the protocol
+        if none is not None:
+            state = optional.redraw(state, none[:batch_size])
         state = tree_map(lambda leaf: leaf.repeat_interleave(num_candidates, dim=0), state)
         if sampled:
-            optional: Any = cell  # redraw is optional, and so no part of the protocol
             state, steps = optional.redraw(state, steps[0]), steps[1:]
         total: Tensor = actions.new_zeros(batch_size * num_candidates)
         weight: Tensor | float | None = None  # of a reward; None is 1, which spares a product at each step

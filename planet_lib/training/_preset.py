@@ -30,6 +30,8 @@ class Preset:
     replay_capacity: int = _setting("replay_capacity", "rows kept in memory (12 KiB each at 64x64x3)")
 
     image_size: int = _setting("image_size", "height and width of a frame in pixels")
+    supersample: int = _setting("supersample", "times higher and wider that frames are drawn, then averaged")
+    channels: str = _setting("channels", "of a frame: all, red (bodies of the suite stand out), or grey")
     camera: str = _setting("camera", "name of the camera that looks on; empty is the environment's first")
     action_repeat: int = _setting("action_repeat", "environment steps per decision; 0 is the paper's for the task")
     batch_size: int = _setting("batch_size", "windows in a batch (B)")
@@ -76,6 +78,7 @@ class Preset:
     num_elites: int = _setting("num_elites", "best sequences that the next iteration starts from (K); cem, icem")
     deviation: str = _setting("deviation", "of the elites: std or mad, the mean absolute one; cem, icem")
     start: str = _setting("start", "of the sequences: shared, one sample of the state, or sampled, one for each")
+    transition: str = _setting("transition", "of imagined states: drawn, a sample of each, or mean, nothing random")
     discount: float = _setting("discount", "of predicted rewards per decision; 1 is their sum")
     num_iterations: int = _setting("num_iterations", "iterations of the planner (I)")
     exploration_std: float = _setting("exploration_std", "deviation of the noise added to actions while training")

@@ -28,6 +28,8 @@ PAPER: Table = {
     "eval_episodes": (10, "paper: table 1, 10 trajectories"),
     "replay_capacity": (1_000_000, "ours: the paper keeps everything; its 1005 episodes are at most 503,505 rows"),
     "image_size": (64, "paper: section 5; the 5 bits of appendix A are the default of planet_lib.data.prepare"),
+    "supersample": (1, "code: control/wrappers.py, drawn at its size"),
+    "channels": ("all", "code: control/wrappers.py, red, green and blue"),
     "camera": ("", "code: scripts/tasks.py, camera 0"),
     "action_repeat": (0, "paper: appendix A, R, one for each task"),
     "batch_size": (50, "paper: appendix A, B"),
@@ -70,6 +72,7 @@ PAPER: Table = {
     "num_elites": (100, "paper: appendix A, K"),
     "deviation": ("mad", "paper: algorithm 2, line 10"),
     "start": ("sampled", "paper: algorithm 2, line 5, each candidate starts from its own sample of the posterior"),
+    "transition": ("drawn", "paper: algorithm 2, line 7, a sample at each step"),
     "discount": (1.0, "paper: algorithm 2, line 8, a plain sum"),
     "num_iterations": (10, "paper: appendix A, I"),
     "exploration_std": (0.3, "paper: appendix A, Normal(0, 0.3); the code takes 0.3 as the deviation, too"),
@@ -87,6 +90,8 @@ CAMERA_READY: Table = {
     "eval_episodes": (10, "ours: as in the preset paper; the code runs one test episode every 1000 updates"),
     "replay_capacity": (1_000_000, "ours: the code keeps everything; 1005 episodes are at most 503,505 rows"),
     "image_size": (64, "code: scripts/tasks.py; image_bits, 5, are the default of planet_lib.data.prepare"),
+    "supersample": (1, "code: control/wrappers.py, drawn at its size"),
+    "channels": ("all", "code: control/wrappers.py, red, green and blue"),
     "action_repeat": (0, "code: scripts/tasks.py, one for each task"),
     "batch_size": (50, "code: scripts/configs.py, batch_shape"),
     "window": (
@@ -136,6 +141,7 @@ CAMERA_READY: Table = {
     "num_elites": (100, "code: scripts/configs.py, planner_topk"),
     "deviation": ("std", "code: control/planning.py, the root of tf.nn.moments"),
     "start": ("shared", "code: control/planning.py, the sample in the state is repeated"),
+    "transition": ("drawn", "code: control/planning.py, the cell's sample at each step"),
     "discount": (1.0, "code: scripts/objectives.py, a plain sum"),
     "num_iterations": (10, "code: scripts/configs.py, planner_iterations"),
     "exploration_std": (0.3, "code: scripts/configs.py, train_action_noise, a deviation (control/mpc_agent.py)"),
@@ -147,6 +153,8 @@ V1: Table = {
     "eval_every": (25, "ours: as in the preset paper"),
     "eval_episodes": (10, "ours: as in the preset paper"),
     "image_size": (64, "code: control/wrappers.py, render_size"),
+    "supersample": (1, "code: control/wrappers.py, drawn at its size"),
+    "channels": ("all", "code: control/wrappers.py, red, green and blue"),
     "window": (50, "code: scripts/configs.py, batch_shape"),
     "camera": ("", "code: control/wrappers.py, camera 0"),
     "action_repeat": (
@@ -204,8 +212,12 @@ V1: Table = {
     "exploration_std": (0.3, "code: scripts/configs.py, exploration_noises, a deviation (control/mpc_agent.py)"),
 }
 
-_SMALL = "ours: many small updates get further in an hour on two cores than few large ones"
-_PLANS_CHEAPLY = "ours: a plan in a twentieth of the paper's work"
+_SMALL = "ours: many small updates get further in an hour on two cores than few large ones (docs/results/cpu-preset.md)"
+_NARROW = "ours: half the paper's width is enough for the suite's small bodies, and a plan takes a third of the time"
+_TRIED = "ours: chosen by short trials (docs/results/cpu-preset.md)"
+_PLANS_CHEAPLY = (
+    "ours: a plan in a twentieth of the paper's work; enough where returns are not a matter of luck (transition)"
+)
 _THIN = (
     "ours: a thin pole is worth few nats of image error; at the paper's scales the posterior leaves it out, and a "
     "divergence below the free nats would not train the prior at all"
@@ -213,27 +225,43 @@ _THIN = (
 
 CPU: Table = {
     **PAPER,
-    "num_episodes": (150, "ours: about 100 minutes of two cores on cartpole-balance"),
-    "seed_episodes": (20, "ours: without planning and updates, episodes are nearly free"),
-    "updates_per_episode": (200, _SMALL),
-    "eval_every": (10, "ours: fewer episodes in all"),
+    "num_episodes": (300, "ours: more than cartpole's tasks need from pixels (docs/results/cpu-preset.md)"),
+    "eval_every": (20, "ours: an evaluation takes as long as three episodes with their updates"),
     "eval_episodes": (5, "ours: half of the paper's, since planning is what takes the time"),
-    "replay_capacity": (100_000, "ours: 1.2 GB of frames; a run of 170 episodes at action repeat 2 has 85,170 rows"),
+    "replay_capacity": (200_000, "ours: 0.2 GB of frames; a run at action repeat 2 has 152,805 rows"),
+    "image_size": (32, "ours: a quarter of the pixels' work; supersampled, a thin pole keeps its angle"),
+    "supersample": (2, "ours: drawn at 32x32, thin bodies break up"),
+    "channels": (
+        "red",
+        "ours: bodies are orange and floors blue in the suite, so bodies have more of the image error in red, and a "
+        "frame a third of the numbers",
+    ),
     "camera": ("", "ours: the camera that follows the body where get_preset knows of one, else the first"),
-    "batch_size": (10, _SMALL),
-    "window": (20, _SMALL),
+    "batch_size": (12, _SMALL),
+    "window": (30, _SMALL),
     "network": ("patch", "ours: matrix products alone, which a CPU is fast at"),
     "depth": (48, "ours: numbers per patch"),
     "embed_dim": (256, "ours: a quarter of the paper's, for speed"),
+    "deter_dim": (100, _NARROW),
+    "stoch_dim": (20, _NARROW),
+    "hidden_dim": (100, _NARROW),
+    "reward_hidden_dim": (100, _NARROW),
     "free_nats": (0.3, _THIN),
-    "reward_scale": (10.0, "ours: as in camera_ready"),
-    "kl_scale": (0.1, _THIN),
-    "learning_rate": (3e-3, "ours: chosen by short trials (docs/results)"),
-    "adam_eps": (1e-7, "ours: chosen by short trials (docs/results)"),
-    "grad_clip": (100.0, "ours: chosen by short trials (docs/results)"),
+    "obs_scale": (20.0, _THIN),
+    "reward_scale": (100.0, "ours: five times the observation's, as the planner reads nothing else"),
+    "learning_rate": (2e-3, _TRIED),
+    "adam_eps": (1e-7, _TRIED),
+    "grad_clip": (100.0, _TRIED),
     "deviation": ("std", "ours: as in camera_ready; with few elites the other narrows too fast"),
-    "start": ("shared", "ours: as in camera_ready, one row instead of one for each candidate"),
-    "num_candidates": (100, _PLANS_CHEAPLY),
+    "start": ("shared", "ours: transitions by the mean start from the mean"),
+    "transition": (
+        "mean",
+        "ours: of few candidates, each tried once with noise, the planner chooses the lucky ones "
+        "(docs/results/cpu-preset.md)",
+    ),
+    "warm_start": (1, "ours: with transitions by the mean, fewer iterations do (docs/results/cpu-preset.md)"),
+    "horizon": (16, "ours: swinging up takes more than a second (docs/results/cpu-preset.md)"),
+    "num_candidates": (80, _PLANS_CHEAPLY),
     "num_elites": (10, _PLANS_CHEAPLY),
-    "num_iterations": (5, _PLANS_CHEAPLY),
+    "num_iterations": (4, _PLANS_CHEAPLY),
 }

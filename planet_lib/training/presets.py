@@ -31,6 +31,7 @@ from planet_lib.training._preset_values import CAMERA_READY, CPU, PAPER, V1
 from planet_lib.training.update import Objective
 
 __all__ = [
+    "LOOK_FIELDS",
     "MODEL_FIELDS",
     "PRESETS",
     "Preset",
@@ -38,6 +39,7 @@ __all__ = [
     "build_agent",
     "build_model",
     "build_objective",
+    "env_settings",
     "get_preset",
     "obs_shape_of",
     "sources",
@@ -51,10 +53,14 @@ PRESETS: dict[str, Preset] = {
 }
 
 MODEL_FIELDS = (
-    *("image_size", "network", "depth", "embed_dim", "deter_dim", "stoch_dim", "hidden_dim", "num_layers"),
+    *("image_size", "channels", "network", "depth", "embed_dim", "deter_dim", "stoch_dim", "hidden_dim", "num_layers"),
     *("activation", "min_std", "min_std_mode", "gru", "init", "reward_hidden_dim", "reward_num_hidden"),
 )
 """The fields of a preset that make a model what it is: weights of one fit no model with others."""
+
+
+LOOK_FIELDS = ("camera", "supersample", "action_repeat")
+"""The fields that say how an environment is seen and acted in, besides the shape of its frames."""
 
 
 def sources(name: str) -> dict[str, str]:
@@ -88,7 +94,7 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
     Environments of Gymnasium may terminate, so there a head learns whether the episode goes on: continue_scale is 1.
     The preset `cpu` looks through the camera that follows the body, where it knows of one: its networks are small, and
     details of a pixel's width cost them most of an hour. The others look through the paper's, the first. Its learning
-    rate is 1e-3 for the RNN, which diverged at 3e-3.
+    rate is 1e-3 for the RNN, which diverged at 3e-3 with a larger network.
 
     Args:
         name: "paper", "camera_ready", "v1" or "cpu".
@@ -142,6 +148,22 @@ def add_flags(parser: ArgumentParser, preset: Preset) -> None:
             metavar={int: "N", float: "X", str: "NAME"}[type(value)],
             help=item.metadata["help"],
         )
+
+
+def env_settings(preset: Preset) -> dict[str, Any]:
+    """Return what a preset says of the environment, as `planet_lib.envs.make_env` takes it.
+
+    Example:
+        >>> env_settings(PRESETS["paper"])
+        {'image_size': (64, 64), 'supersample': 1, 'channels': 'all', 'camera': None, 'action_repeat': None}
+    """
+    return {
+        "image_size": (preset.image_size, preset.image_size),
+        "supersample": preset.supersample,
+        "channels": preset.channels,
+        "camera": preset.camera or None,
+        "action_repeat": preset.action_repeat or None,
+    }
 
 
 def obs_shape_of(space: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
@@ -210,7 +232,11 @@ def build_agent(preset: Preset, model: WorldModel, *, one_hot: bool = False) -> 
     sizes: dict[str, Any] = {name: getattr(preset, name) for name in ("horizon", "num_candidates", "num_iterations")}
     if preset.planner in ("cem", "icem"):
         sizes |= {"num_elites": preset.num_elites}
-    from_here: dict[str, Any] = {"start": preset.start, "discount": preset.discount}
+    from_here: dict[str, Any] = {
+        "start": preset.start,
+        "transition": preset.transition,
+        "discount": preset.discount,
+    }
     dynamics = LatentDynamics(model, **from_here)
     planner: Planner
     if one_hot:

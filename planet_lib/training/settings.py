@@ -14,7 +14,15 @@ import torch
 
 _AT_LEAST_0 = ("num_episodes", "action_repeat", "embed_dim", "overshooting_chunk", "warmup_updates")
 _AT_LEAST_1 = (
-    *("seed_episodes", "updates_per_episode", "eval_every", "eval_episodes", "replay_capacity", "image_size"),
+    *(
+        "seed_episodes",
+        "updates_per_episode",
+        "eval_every",
+        "eval_episodes",
+        "replay_capacity",
+        "image_size",
+        "supersample",
+    ),
     *("batch_size", "window", "depth", "num_layers", "overshooting_distance"),
 )
 _WEIGHTS = (
@@ -23,6 +31,7 @@ _WEIGHTS = (
 )
 _CHOICES = {
     "network": ("conv", "patch"),
+    "channels": ("all", "red", "grey"),
     "activation": ("relu", "elu", "silu", "gelu", "tanh"),
     "min_std_mode": ("add", "clamp"),
     "gru": ("reset_after", "reset_before"),

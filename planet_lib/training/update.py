@@ -1,5 +1,6 @@
 """One update of a world model from one batch. Knows no loop, no files and no environment."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -153,17 +154,20 @@ def update(
     model.zero_grad(set_to_none=True)  # the norm is that of the whole model, whatever part of it is optimised
     total = losses.total if overshooting is None else losses.total + overshooting.total
     torch.autograd.backward(total)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    if not torch.isfinite(grad_norm + total.detach()):
+    parameters = list(model.parameters())
+    grad_norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    norm, loss = torch.stack([grad_norm, total.detach()]).tolist()
+    if not (math.isfinite(norm) and math.isfinite(loss)):
         bad = losses.non_finite()
         bad += [] if overshooting is None else [f"overshooting {name}" for name in overshooting.non_finite()]
         bad = bad or [f"the gradient of {name}" for name in _non_finite_gradients(model)]
         bad = bad or ["the sum of the gradient's squares, which are too large"]
         optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(
-            f"loss and gradient must be finite, got {total.item()} and norm {grad_norm.item()} "
-            f"(not finite: {', '.join(bad)})"
+            f"loss and gradient must be finite, got {loss} and norm {norm} (not finite: {', '.join(bad)})"
         )
+    if norm > grad_clip:  # seldom, and it goes over every gradient
+        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, grad_norm)
     optimizer.step()
     return UpdateResult(losses.detach(), None if overshooting is None else overshooting.detach(), grad_norm.detach())
 

@@ -154,6 +154,16 @@ def test_image_size_is_height_and_width(gl, make):
     assert env.render().shape == (48, 80, 3)
 
 
+@pytest.mark.parametrize("name", ["dmc:cartpole-balance", "gym:InvertedPendulum-v5"])
+def test_a_supersampled_frame_is_the_mean_of_one_drawn_larger(gl, make, name):
+    small, large = make(name, image_size=(20, 32), supersample=3), make(name, image_size=(60, 96))
+    got, drawn = small.reset(seed=0)[0], large.reset(seed=0)[0]
+    mean = drawn.reshape(3, 20, 3, 32, 3).mean((2, 4))
+    assert got.shape == (3, 20, 32)
+    assert np.abs(got - mean).max() <= 0.5
+    assert np.abs(got - make(name, image_size=(20, 32)).reset(seed=0)[0].astype(float)).max() > 5
+
+
 def test_tuned_pictures_are_close_to_the_suites(gl, make):
     tuned, suite = (make("dmc:cartpole-balance", quality=quality).reset(seed=0)[0] for quality in ("tuned", "suite"))
     difference = np.abs(tuned.astype(int) - suite).mean()

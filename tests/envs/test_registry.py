@@ -74,6 +74,18 @@ def test_the_result_says_what_draws_its_pixels():
     assert make_env("dmc:cartpole-balance", obs="state").renderer == "none"
 
 
+def test_what_an_environment_draws_can_be_seen_in_red_alone():
+    both = make_env(Walk, obs="both", image_size=(5, 10), render_mode="rgb_array", channels="red")
+    seen = both.reset(seed=0)[0]
+    assert both.observation_space["pixels"].shape == seen["pixels"].shape == (1, 5, 10)
+    assert np.unique(seen["pixels"]).tolist() == [10]
+
+
+def test_an_environment_that_draws_itself_draws_as_ever_whatever_is_supersampled():
+    frames = [make_env(Walk, render_mode="rgb_array", supersample=times).reset(seed=0)[0] for times in (1, 2)]
+    assert np.array_equal(*frames)
+
+
 @pytest.mark.parametrize("renderer", ["gl", "rays"])
 def test_a_renderer_for_an_environment_that_draws_itself_is_refused(renderer):
     message = f"renderer must be \"auto\" for an environment that draws itself, got '{renderer}'"
@@ -144,6 +156,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones(name, message):
         ({"action_repeat": 0}, "action_repeat must be a whole number of at least 1, got 0"),
         ({"action_repeat": 2.0}, "action_repeat must be a whole number of at least 1, got 2.0"),
         ({"action_repeat": True}, "action_repeat must be a whole number of at least 1, got True"),
+        ({"supersample": 0}, "supersample must be a whole number of at least 1, got 0"),
+        ({"channels": "blue"}, "channels must be one of all, red, grey, got 'blue'"),
         ({"quality": "best"}, "quality must be one of tuned, fast, suite, got 'best'"),
         ({"renderer": "cpu"}, "renderer must be one of auto, gl, rays, got 'cpu'"),
         ({"camera": 0}, "camera must be None for a callable"),

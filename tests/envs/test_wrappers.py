@@ -152,6 +152,16 @@ def test_images_of_either_layout_become_channels_first():
         assert (observation == image.transpose(2, 0, 1)).all()
 
 
+@pytest.mark.parametrize(("channels", "expected"), [("red", [9, 30]), ("grey", [10, 40])])
+def test_one_channel_is_kept_of_three_and_one_alone_stays(channels, expected):
+    colours = np.array([[[9, 10, 12], [30, 40, 50]]] * 3, np.uint8)
+    env = StandardEnv(Counter(image=colours), obs="pixels", image_size=(3, 2), channels=channels)
+    assert env.observation_space == spaces.Box(0, 255, (1, 3, 2), np.uint8)
+    assert env.reset()[0].tolist() == [[expected] * 3]
+    alone = StandardEnv(Counter(image=colours[..., 1:2]), obs="pixels", image_size=(3, 2), channels=channels)
+    assert alone.reset()[0].tolist() == [[[10, 40]] * 3]
+
+
 def test_a_returned_image_is_not_the_environments_own_memory():
     own = np.zeros((3, 8, 8), np.uint8)
     env = StandardEnv(Counter(image=own), obs="pixels", image_size=(8, 8))

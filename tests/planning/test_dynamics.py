@@ -308,6 +308,10 @@ def test_the_noise_that_is_drawn_is_what_a_rollout_draws(model, start):
 def test_wrong_settings_are_named(rssm):
     with pytest.raises(ValueError, match="start must be one of shared, sampled, got 'mean'"):
         pl.LatentDynamics(rssm, start="mean")
+    with pytest.raises(ValueError, match="transition must be one of drawn, mean, got 'still'"):
+        pl.LatentDynamics(rssm, transition="still")
+    with pytest.raises(ValueError, match=r"start must be 'shared' where transition is 'mean', .*, got 'sampled'"):
+        pl.LatentDynamics(rssm, start="sampled", transition="mean")
     with pytest.raises(ValueError, match=r"discount must be greater than 0 and at most 1, got 1.5"):
         pl.LatentDynamics(rssm, discount=1.5)
     with pytest.raises(ValueError, match=r"what objective returns must be \[N\] with N=4"):
@@ -321,3 +325,34 @@ def test_wrong_settings_are_named(rssm):
     rssm.cell = Bare()
     with pytest.raises(TypeError, match=r"start 'sampled' needs a cell with redraw\(state, noise\), got Bare"):
         pl.LatentDynamics(rssm, start="sampled")
+    with pytest.raises(TypeError, match=r"transition 'mean' needs a cell with redraw\(state, noise\), got Bare"):
+        pl.LatentDynamics(rssm, transition="mean")
+
+
+def test_transitions_by_the_mean_are_those_without_noise_from_the_mean_of_the_state(rssm):
+    state, actions = some_state(rssm.cell), normal(H, B, J, A, seed=1)
+    got = pl.LatentDynamics(rssm, transition="mean").rollout(state, actions)
+    still = normal(H, B, J, rssm.cell.noise_dim) * 0
+    from_mean = pl.LatentDynamics(rssm).rollout(state._replace(stoch=state.mean), actions, still)
+    torch.testing.assert_close(got, from_mean)
+    assert not torch.allclose(got, pl.LatentDynamics(rssm).rollout(state, actions, still))
+
+
+def test_transitions_by_the_mean_draw_nothing_and_take_no_noise(model):
+    dynamics, actions = pl.LatentDynamics(model, transition="mean"), normal(H, B, J, A)
+    state = some_state(model.cell)
+    before = torch.get_rng_state()
+    first, again = (dynamics.rollout(state, actions) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert dynamics.draw_noise(actions) is None
+    with pytest.raises(ValueError, match=r"noise must be None where transition is 'mean', got \[3, 2, 5, 4\]"):
+        dynamics.rollout(state, actions, normal(H, B, J, 4))
+
+
+def test_a_planner_of_few_candidates_is_not_misled_by_luck_where_transitions_are_means(rssm):
+    """Candidates that are all the same earn the same; drawn, the best of them is only the luckiest."""
+    same, state = torch.zeros(H, 1, 50, A, dtype=torch.float64), some_state(rssm.cell)
+    row = type(state)(*(field[:1] for field in state))
+    assert pl.LatentDynamics(rssm, transition="mean").rollout(row, same).std() < 1e-12
+    assert pl.LatentDynamics(rssm).rollout(row, same).std() > 1e-4

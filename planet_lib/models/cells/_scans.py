@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planet_lib.models.cells._fused import covers, filter_fused
 from planet_lib.models.cells._parts import DeterministicPath, GaussianHead, MeanHead
 from planet_lib.types import State
 
@@ -23,6 +24,21 @@ def filter_recurrent(
     noise: Tensor | None,
 ) -> State:
     """Posteriors [T, B, ...] of RSSM and RNN, which read deter' and embed; without noise, stoch is the mean."""
+    if covers(path, head, state.deter, state.stoch, embed, action, noise):
+        return filter_fused(filter_by_steps, path, head, state, embed, action, is_first, noise)
+    return filter_by_steps(path, head, state, embed, action, is_first, noise)
+
+
+def filter_by_steps(
+    path: DeterministicPath,
+    head: GaussianHead | MeanHead,
+    state: State,
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    noise: Tensor | None,
+) -> State:
+    """Filter as `filter_recurrent` does, in operations that anything can follow."""
     first = is_first.unsqueeze(-1)
     (stoch_weight, action_weight), bias = path.split(*path.sizes)
     (deter_weight, embed_weight), head_bias = head.split(state.deter.shape[-1], embed.shape[-1])

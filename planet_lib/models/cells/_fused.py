@@ -1,0 +1,160 @@
+"""The loop of `filter_recurrent` in eager mode on a CPU: the same mathematics from fewer and larger operations.
+
+`covers` tells where it can stand in for the plain loop; the arithmetic is in `_passes`. A gradient of the gradient is
+taken through the plain loop, made anew.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from planet_lib.models.cells import _passes
+from planet_lib.models.cells._parts import DeterministicPath, GaussianHead, MeanHead
+from planet_lib.types import State
+
+Head = GaussianHead | MeanHead
+# Of path, head, state, embed, action, is_first and noise.
+PlainLoop = Callable[[DeterministicPath, Head, State, Tensor, Tensor, Tensor, Tensor | None], State]
+
+
+def covers(path: DeterministicPath, head: Head, *tensors: Tensor | None) -> bool:
+    """Whether layers, settings, tensors and circumstances allow `filter_fused`."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
+        return False
+    # Transforms of functions, forward-mode derivatives and counters of operations have to see plain operations.
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    if forward_ad._current_level >= 0 or path.gru.kind != "reset_after":
+        return False
+    if path.activation not in _passes.ACTIVATIONS or head.activation != path.activation:
+        return False
+    # A layer that was replaced, parametrised or hooked has to be called.
+    layers = [*path.layers, *head.layers, head.out]
+    if any(type(layer) is not nn.Linear for layer in layers) or any(_is_hooked(part) for part in (*layers, path.gru)):
+        return False
+    used = [tensor for tensor in (*tensors, *_weights(path, head)) if tensor is not None]
+    dtype = used[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == dtype and tensor.device.type == "cpu"
+        for tensor in used
+    )
+
+
+def filter_fused(
+    plain: PlainLoop,
+    path: DeterministicPath,
+    head: Head,
+    state: State,
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    noise: Tensor | None,
+) -> State:
+    """Do what `plain` does with the other arguments."""
+    weights = _weights(path, head)
+    tensors = (state.deter, state.stoch, embed, action, noise, *weights)
+    has_gradient = any(tensor.requires_grad for tensor in tensors if tensor is not None)
+    loop = _Loop(plain, path, head, keep=torch.is_grad_enabled() and has_gradient)
+    deter, mean, *drawn = _Fused.apply(loop, is_first, *tensors)  # type: ignore[no-untyped-call]
+    stoch, std = drawn if drawn else (mean, torch.ones_like(mean))
+    return State(deter=deter, stoch=stoch, mean=mean, std=std)
+
+
+class _Loop(NamedTuple):
+    """What is not a tensor; `keep` is whether a gradient may be asked for."""
+
+    plain: PlainLoop
+    path: DeterministicPath
+    head: Head
+    keep: bool
+
+    @property
+    def settings(self) -> _passes.Settings:
+        activation, head = self.path.activation, self.head
+        if isinstance(head, MeanHead):
+            return _passes.Settings(activation, min_std=0.0, clamp=False)
+        return _passes.Settings(activation, min_std=head.min_std, clamp=head.min_std_mode == "clamp")
+
+
+class _Fused(torch.autograd.Function):
+    """deter, mean and, where there is noise, stoch and std; see `_passes`."""
+
+    @staticmethod
+    def forward(ctx: Any, loop: _Loop, is_first: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        inputs, weights = _split(loop, is_first, tensors)
+        trace = _passes.forward(inputs, weights, loop.settings, keep=loop.keep)
+        mean = trace.out[..., : inputs.stoch.shape[-1]].contiguous()
+        if loop.keep:
+            ctx.loop, ctx.num_tensors, ctx.num_path = loop, len(tensors), len(trace.path)
+            ctx.save_for_backward(is_first, *tensors, *trace[:-2], *trace.path, *trace.head)
+        return (trace.deter, mean) if inputs.noise is None else (trace.deter, mean, trace.stoch, trace.std)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        loop, num_path = ctx.loop, ctx.num_path
+        is_first, *saved = ctx.saved_tensors
+        tensors: list[Any] = saved[: ctx.num_tensors]
+        deter, stoch, std, out, gates, memory, *hidden = saved[ctx.num_tensors :]
+        if torch.is_grad_enabled():
+            return None, None, *_differentiable_gradients(loop, is_first, tensors, grads)
+        inputs, weights = _split(loop, is_first, tensors)
+        trace = _passes.Trace(deter, stoch, std, out, gates, memory, hidden[:num_path], hidden[num_path:])
+        return None, None, *_passes.backward(inputs, weights, loop.settings, trace, grads)
+
+
+class _Filter(nn.Module):
+    """The plain loop, whose weights can be given from outside."""
+
+    def __init__(self, loop: _Loop) -> None:
+        super().__init__()
+        self.plain, self.path, self.head = loop.plain, loop.path, loop.head
+
+    def forward(
+        self, is_first: Tensor, deter: Tensor, stoch: Tensor, embed: Tensor, action: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        state = State(deter=deter, stoch=stoch, mean=stoch, std=stoch)
+        posterior = self.plain(self.path, self.head, state, embed, action, is_first, noise)
+        drawn = () if noise is None else (posterior.stoch, posterior.std)
+        return posterior.deter, posterior.mean, *drawn
+
+
+def _differentiable_gradients(
+    loop: _Loop, is_first: Tensor, tensors: Sequence[Any], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients of `tensors`, themselves with gradients."""
+    deter, stoch, embed, action, noise, *weights = tensors
+    named = dict(zip(_weight_names(loop.path, loop.head), weights, strict=True))
+    outputs = torch.func.functional_call(_Filter(loop), named, (is_first, deter, stoch, embed, action, noise))
+    wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
+
+
+def _split(loop: _Loop, is_first: Tensor, tensors: Sequence[Any]) -> tuple[_passes.Inputs, _passes.Weights]:
+    deter, stoch, embed, action, noise, *weights = tensors
+    inputs = _passes.Inputs(deter, stoch, embed, action, noise, is_first)
+    return inputs, _passes.Weights.of(weights, len(loop.path.layers))
+
+
+def _weight_names(path: DeterministicPath, head: Head) -> list[str]:
+    """In the order of `_weights`."""
+    gru = [f"path.gru.{name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    of_path = [f"path.layers.{i}.{name}" for i in range(len(path.layers)) for name in ("weight", "bias")]
+    of_head = [f"head.layers.{i}.{name}" for i in range(len(head.layers)) for name in ("weight", "bias")]
+    return [*of_path, *gru, *of_head, "head.out.weight", "head.out.bias"]
+
+
+def _weights(path: DeterministicPath, head: Head) -> list[Tensor]:
+    gru = path.gru
+    of_path = [tensor for layer in path.layers for tensor in (layer.weight, layer.bias)]
+    of_head = [tensor for layer in (*head.layers, head.out) for tensor in (layer.weight, layer.bias)]
+    return [*of_path, gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh, *of_head]
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -1,0 +1,219 @@
+"""The fast way through the convolutions on a processor: what it makes, and when the layers are called instead."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from planet_lib import ConvEncoder, Decoder
+from planet_lib.models import _convs
+
+SHAPES = [(3, 64, 64), (1, 17, 40), (2, 84, 84), (3, 6, 6), (3, 9, 7), (1, 65, 33), (3, 31, 64), (2, 40, 150)]
+FRAMES = 113  # three pieces, not of the same size
+
+
+def encoder_of(shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> ConvEncoder:
+    torch.manual_seed(0)
+    return ConvEncoder(shape, depth=4).to(dtype)
+
+
+def decoder_of(shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> Decoder:
+    torch.manual_seed(1)
+    return Decoder(7, shape, depth=4).to(dtype)
+
+
+def encode_by_layers(encoder: nn.Module, images: Tensor) -> Tensor:
+    for conv in encoder.convs:
+        images = torch.relu(conv(images))
+    return images.flatten(1)
+
+
+def decode_by_layers(decoder: nn.Module, features: Tensor) -> Tensor:
+    network = decoder.network
+    maps = network.seed(features).reshape(-1, *network.seed_shape)
+    for layer in network.layers[:-1]:
+        maps = torch.relu(layer(maps))
+    return network.layers[-1](maps)
+
+
+def input_of(part: nn.Module, frames: int = FRAMES, dtype: torch.dtype = torch.float64) -> Tensor:
+    torch.manual_seed(2)
+    shape = part.image_shape if isinstance(part, ConvEncoder) else (7,)
+    return (torch.rand(frames, *shape, dtype=dtype) - 0.5).requires_grad_()
+
+
+def by_layers(part: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
+    return encode_by_layers if isinstance(part, ConvEncoder) else decode_by_layers
+
+
+def weigh(made: Tensor) -> Tensor:
+    """A number that every number of `made` counts in, each by its own weight, in no pattern."""
+    return (made * torch.linspace(0, 999, made.numel(), dtype=made.dtype).sin().view_as(made)).sum()
+
+
+def everything(made: Tensor, seen: Tensor, part: nn.Module, weigh: Callable[[Tensor], Tensor] = weigh) -> list[Tensor]:
+    return [made, *torch.autograd.grad(weigh(made), [seen, *part.parameters()])]
+
+
+def is_fast(made: Tensor) -> bool:
+    names, todo = set(), [made.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None:
+            names.add(node.name())
+            todo += [above for above, _ in node.next_functions]
+    return "_StackBackward" in names
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_outcome_and_gradients_are_those_of_layer_by_layer(
+    make: Callable[..., nn.Module], shape: tuple[int, int, int]
+) -> None:
+    part = make(shape)
+    seen = input_of(part)
+    made = part(seen)
+    assert is_fast(made)
+    expected = everything(by_layers(part)(part, seen), seen, part)
+    torch.testing.assert_close(everything(made, seen, part), expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_in_float32_they_differ_by_rounding_alone(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 64, 64), torch.float32)
+    seen = input_of(part, 20, torch.float32)
+    # A loss in which no gradients cancel, which would leave the rounding alone.
+    fast, plain = (
+        everything(made, seen, part, lambda made: (made + 1).square().sum())
+        for made in (part(seen), by_layers(part)(part, seen))
+    )
+    for found, expected in zip(fast, plain, strict=True):
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_the_gradient_of_a_gradient_is_that_of_layer_by_layer(make: Callable[..., nn.Module]) -> None:
+    part = make((2, 20, 20))
+    seen = input_of(part, 20)
+
+    def twice(made: Tensor) -> tuple[Tensor, ...]:
+        wanted = [seen, *part.parameters()]
+        slopes = torch.autograd.grad(weigh(made.square()), wanted, create_graph=True)
+        length = torch.stack([slope.square().sum() for slope in slopes]).sum()
+        return torch.autograd.grad(length, wanted)
+
+    torch.testing.assert_close(twice(part(seen)), twice(by_layers(part)(part, seen)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_a_graph_that_is_kept_gives_the_same_gradient_again(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 64, 64))
+    seen = input_of(part, 60)
+    made = weigh(part(seen))
+    wanted = [seen, *part.parameters()]
+    first = [slope.clone() for slope in torch.autograd.grad(made, wanted, retain_graph=True)]
+    assert all(map(torch.equal, first, torch.autograd.grad(made, wanted)))
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_only_what_is_asked_for_gets_a_gradient(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 20, 20))
+    seen = input_of(part, 20)
+    *_, expected = torch.autograd.grad(weigh(part(seen)), [*part.parameters(), seen])
+    part.requires_grad_(False)
+    (found,) = torch.autograd.grad(weigh(part(seen)), [seen])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+    layer = (part.convs if isinstance(part, ConvEncoder) else part.network.layers)[-1]
+    layer.bias.requires_grad_(True)
+    (slope,) = torch.autograd.grad(part(seen.detach()).sum(), [layer.bias])
+    assert slope.shape == layer.bias.shape
+    assert (slope > 0).all()
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_without_a_gradient_the_outcome_is_the_same_and_no_map_is_kept(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 64, 64))
+    seen = input_of(part, 60)
+    expected = part(seen)
+    with torch.no_grad():
+        assert torch.equal(part(seen), expected)
+    with torch.inference_mode():
+        assert torch.equal(part(seen), expected)
+    kept: list[int] = []
+
+    class Context:
+        def save_for_backward(self, *tensors: Tensor) -> None:
+            kept.append(len(tensors))
+
+    layers = part.convs if isinstance(part, ConvEncoder) else part.network.layers
+    weights, biases = _convs._parameters(layers)
+    maps = seen.detach() if isinstance(part, ConvEncoder) else seen.new_zeros(60, *part.network.seed_shape)
+    with torch.no_grad():
+        for keeps in (True, False):
+            _convs._Stack.forward(Context(), isinstance(part, ConvEncoder), keeps, maps, *weights, *biases)
+    # Two pieces of the second and third map, or of the first three: and the input, eight parameters, the outcome.
+    assert kept == [10 + 2 * (2 if isinstance(part, ConvEncoder) else 3), 10]
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_weights_that_changed_before_the_backward_pass_are_noticed(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 20, 20))
+    made = part(input_of(part, 20)).sum()
+    layer = (part.convs if isinstance(part, ConvEncoder) else part.network.layers)[-1]
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.backward(made)
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_few_frames_hooks_other_layers_and_autocast_go_layer_by_layer(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 20, 20), torch.float32)
+    assert is_fast(part(input_of(part, 17, torch.float32)))
+    assert not is_fast(part(input_of(part, 16, torch.float32)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_fast(part(input_of(part, 20, torch.float32)))
+    layers = part.convs if isinstance(part, ConvEncoder) else part.network.layers
+    calls: list[nn.Module] = []
+    handle = layers[0].register_forward_hook(lambda module, *_: calls.append(module))
+    assert not is_fast(part(input_of(part, 20, torch.float32)))
+    assert calls == [layers[0]]
+    handle.remove()
+    nn.utils.parametrizations.weight_norm(layers[0])
+    made = part(seen := input_of(part, 20, torch.float32))
+    assert not is_fast(made)
+    torch.testing.assert_close(made, by_layers(part)(part, seen))
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_functional_transforms_and_compilers_see_the_plain_layers(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 20, 20))
+    seen = input_of(part, 20)
+    parameters = dict(part.named_parameters())
+
+    def loss(given: dict[str, Tensor], seen: Tensor) -> Tensor:
+        return weigh(torch.func.functional_call(part, given, (seen,)))
+
+    expected = torch.autograd.grad(loss(parameters, seen), [*part.parameters()])
+    found = torch.func.grad(loss)({name: value.detach() for name, value in parameters.items()}, seen.detach())
+    torch.testing.assert_close([*found.values()], [*expected])
+    stacked = torch.stack([seen.detach(), -seen.detach()])
+    torch.testing.assert_close(torch.func.vmap(part)(stacked), torch.stack([part(each) for each in stacked]))
+    torch.compiler.reset()
+    compiled = torch.compile(part, fullgraph=True, backend="eager")(seen)
+    assert not is_fast(compiled)
+    torch.testing.assert_close(compiled, part(seen), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own forward mode
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_forward_mode_gives_the_slope_along_a_direction(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 20, 20))
+    seen = input_of(part, 20)
+    direction = torch.rand_like(seen)
+    (grad,) = torch.autograd.grad(weigh(part(seen)), [seen])
+    with forward_ad.dual_level():
+        along = forward_ad.unpack_dual(weigh(part(forward_ad.make_dual(seen.detach(), direction)))).tangent
+    torch.testing.assert_close(along, (grad * direction).sum())

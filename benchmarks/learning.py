@@ -2,8 +2,9 @@
 
     python benchmarks/learning.py runs/NAME [runs/OTHER ...] --keep docs/results/cartpole-balance
 
-For each run: what a random policy earns in --random-episodes episodes of their own, the first evaluation of at least
-twice that, the best and the last, each with its place on the clock. --keep copies metrics.csv and learning_curve.png.
+For each run: what a random policy earns in --random-episodes episodes of their own, the score that is asked for (the
+run's --stop-at, or twice random), the first evaluation that has it, the best and the last, each with its place on the
+clock. --keep copies metrics.csv, learning_curve.png and settings.json, which says with what and where the run was made.
 """
 
 import argparse
@@ -21,7 +22,8 @@ COLUMNS = (
     "run",
     "seed",
     "random",
-    "2x random first reached",
+    "score",
+    "first reached",
     "best evaluation",
     "last evaluation",
     "episodes",
@@ -45,6 +47,7 @@ def main() -> None:
             args.keep.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.metrics_path, args.keep / f"{path.name}.csv")
             shutil.copy(run.learning_curve, args.keep / f"{path.name}.png")
+            shutil.copy(run.settings_path, args.keep / f"{path.name}.json")
 
 
 @functools.cache
@@ -68,11 +71,12 @@ def summary(run: RunDirectory, random_episodes: int) -> list[str]:
     def place(index: int) -> str:
         return f"{means[index]:.0f} ± {spreads[index]:.0f} at {minutes[index]:.0f} min"
 
-    reached = np.flatnonzero(means >= 2 * random)
+    score = 2 * random if settings["stop_at"] is None else settings["stop_at"]
+    reached = np.flatnonzero(means >= score)
     first = place(int(reached[0])) if len(reached) else "not reached"
     best, last = (place(int(np.argmax(means))), place(-1)) if len(means) else ("no evaluation", "no evaluation")
     counts = [str(int(float(metrics[column][-1]))) for column in ("episode", "updates")]
-    return [run.path.name, str(settings["seed"]), f"{random:.0f}", first, best, last, *counts]
+    return [run.path.name, str(settings["seed"]), f"{random:.0f}", f"{score:.0f}", first, best, last, *counts]
 
 
 if __name__ == "__main__":

@@ -121,6 +121,18 @@ def test_a_run_with_every_term_goes_on_bit_for_bit(everything, tmp_path):
     torch.testing.assert_close(weights_of(run), weights_of(everything), rtol=0.0, atol=0.0)
 
 
+def test_a_run_stops_at_its_score_and_goes_on_to_a_higher_one(tmp_path, capsys):
+    run = train(tmp_path, "--eval-every", "1", "--stop-at", "-1000000")  # below any return of the pendulum
+    assert [row["kind"] for row in rows_of(run)] == ["seed", "seed", "train", "eval"]
+    assert "done after 3 episodes; a larger --stop-at with --resume goes on" in capsys.readouterr().err
+    before = weights_of(run)
+    train_planet.main(["--resume", str(run)])
+    torch.testing.assert_close(weights_of(run), before, rtol=0.0, atol=0.0)
+    train_planet.main(["--resume", str(run), "--stop-at", "0.1"])
+    assert [row["kind"] for row in rows_of(run)] == ["seed", "seed", "train", "eval", "train", "eval"]
+    assert "done after 4 episodes; a larger --num-episodes with --resume goes on" in capsys.readouterr().err
+
+
 def test_evaluate_draws_the_pixels_of_a_run_from_pixels_and_state(everything):
     load_example("evaluate").main([str(everything), "--episodes", "1", "--video"])
     assert (everything / "videos" / "evaluation-pixels.mp4").stat().st_size > 1000

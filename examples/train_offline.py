@@ -35,9 +35,10 @@ COLUMNS = (
 IDENTITY = ("sources", "entry", "holdout", "env", "cell", "preset", "continue_scale", *MODEL_FIELDS)
 SAVED = ("settings", "renderer", "action_dim", "done", "metrics_rows", "model", "optimizer", "replay", "rng")
 # What evaluate.py asks of the environment that the episodes are of: taken over from a source that is a run.
-WORLD = {"env": "", "tasks": "", "camera": "", "action_repeat": 0, "renderer": "auto", "quality": "tuned"}
-# Fields of the preset about collecting, which are no flags here; the size of the frames comes with them.
-COLLECTING = {"num_episodes", "seed_episodes", "updates_per_episode", "eval_every", "eval_episodes", "image_size"}
+SEEN = ("camera", "supersample", "channels", "action_repeat")  # by default those of the preset
+WORLD = {"env": "", "tasks": "", "renderer": "auto", "quality": "tuned"}
+# Fields of the preset that are no flags here: those about collecting, and the shape of frames, which comes with them.
+COLLECTING = ("num_episodes", "seed_episodes", "updates_per_episode", "eval_every", "eval_episodes")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +76,8 @@ def train(args: argparse.Namespace) -> None:
     images = [name for name, shape in shapes.items() if len(shape) == 3]
     training.check_extras(pixels=bool(images))
     settings["obs"] = "both" if isinstance(obs_shape, dict) else "pixels" if images else "state"
-    settings["image_size"] = shapes[images[0]][1] if images else preset.image_size
+    count, settings["image_size"], _ = shapes[images[0]] if images else (0, preset.image_size, 0)
+    settings["channels"] = {1: preset.channels.replace("all", "red"), 3: "all"}.get(count, preset.channels)
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps, fused=True)
     objective, precision = build_objective(preset), torch.bfloat16 if preset.precision == "bfloat16" else None
@@ -214,7 +216,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     known, rest = first.parse_known_args(arguments)
     runs = [each for each in rest if (Path(each) / "settings.json").is_file() and not known.env]
     origin = training.RunDirectory.open(runs[0]).settings if runs else {}
-    inherited: dict[str, Any] = {name: origin[name] for name in WORLD if name in origin}
+    inherited: dict[str, Any] = {name: origin[name] for name in (*WORLD, *SEEN) if name in origin}
     env = known.env or inherited.get("tasks") or inherited.get("env", "")
     preset = get_preset(known.preset, cell=known.cell, env=env).settings()
     about, style = (__doc__ or "").split("\n\n")[0], argparse.ArgumentDefaultsHelpFormatter
@@ -233,7 +235,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="", help="of the run's directory; made from the settings if empty")
     group = parser.add_argument_group("settings of the preset")
     for item in dataclasses.fields(Preset):
-        if item.name not in COLLECTING:
+        if item.name not in (*COLLECTING, "image_size", "channels"):
             flag, kind = f"--{item.name.replace('_', '-')}", type(preset[item.name])
             group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=item.metadata["help"])
     if known.resume:

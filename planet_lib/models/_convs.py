@@ -13,7 +13,8 @@ a time through all layers, forward and backward, and besides:
 
 The gradient of a gradient is that of the plain formulas. Where these functions cannot be used, the layers are called
 one after the other as they stand: on other devices, compiled, traced, under autocast, in torch.func's transforms and
-forward mode, for a few frames, where they don't pay, and for layers that are not plain ones or have hooks.
+forward mode, where something watches the operations, for a few frames, where they don't pay, and for layers that are
+not plain ones, have hooks or other settings than the stride of 2.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 _FRAMES = 50  # at a time
 _FEW = 16  # frames up to which arranging the weights costs more than it saves
 _WINDOWS = 9  # pixels of a map up to which its convolution is a matrix product
+# What these functions compute, by the layers' names for it.
+_SETTINGS = {
+    "stride": (2, 2),
+    "padding": (0, 0),
+    "output_padding": (0, 0),
+    "dilation": (1, 1),
+    "groups": 1,
+    "padding_mode": "zeros",
+}
 
 
 def encode(images: Tensor, convs: nn.ModuleList) -> Tensor:
@@ -64,14 +75,16 @@ def _is_plain(frames: Tensor, layers: nn.ModuleList, kind: type[nn.Module]) -> b
         or torch.is_autocast_enabled("cpu")
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
-        or any(type(layer) is not kind or _has_hooks(layer) for layer in layers)
+        or not all(type(layer) is kind and _is_computed(layer) for layer in layers)
     )
 
 
-def _has_hooks(layer: nn.Module) -> bool:
+def _is_computed(layer: nn.Module) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(hooks)
+    as_known = all(getattr(layer, name) == value for name, value in _SETTINGS.items())
+    return as_known and layer.bias is not None and not any(hooks)
 
 
 def _parameters(layers: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -101,15 +114,18 @@ class _Stack(torch.autograd.Function):
                 above.relu_()
             kept += maps[1 + is_encoder :] if keeps else []
         ctx.is_encoder = is_encoder
-        ctx.save_for_backward(frames, *parameters, made, *kept)
+        # The decoder's outcome is the caller's to change: no gradient asks for it.
+        ctx.save_for_backward(frames, *parameters, *([made] if is_encoder else []), *kept)
         return made
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         is_encoder, (needs_frames, *needs) = ctx.is_encoder, ctx.needs_input_grad[2:]
         frames, *saved = ctx.saved_tensors
-        parameters, made, kept = saved[: len(needs)], saved[len(needs)], saved[len(needs) + 1 :]
-        if torch.is_grad_enabled():  # by create_graph=True
+        parameters, kept = saved[: len(needs)], saved[len(needs) :]
+        made = kept.pop(0) if is_encoder else grad  # the decoder's is not looked at
+        # By create_graph=True, and for several gradients at once.
+        if torch.is_grad_enabled() or is_legacy_batchedtensor(grad):
             return None, None, *_plain_gradients(is_encoder, frames, parameters, grad, ctx.needs_input_grad[2:])
         layers = _layers(is_encoder, frames, parameters)
         for number, layer in enumerate(layers):
@@ -246,15 +262,18 @@ def _shape_above(is_encoder: bool, frames: Tensor, parameters: Sequence[Tensor])
 def _plain_gradients(
     is_encoder: bool, frames: Tensor, parameters: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients that can be differentiated again."""
-    half = len(parameters) // 2
-    made, convolve = frames, F.conv2d if is_encoder else F.conv_transpose2d
-    for index, (weight, bias) in enumerate(zip(parameters[:half], parameters[half:], strict=True)):
-        made = convolve(made, weight, bias, stride=2)
-        if is_encoder or index < half - 1:
-            made = torch.relu(made)
-    inputs = [each for each, need in zip((frames, *parameters), needs, strict=True) if need]
-    found = iter(torch.autograd.grad(made, inputs, grad, create_graph=True))
+    """The gradients by plain operations, which can be differentiated again where gradients are enabled."""
+    half, create_graph = len(parameters) // 2, torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Frames that were made with these weights would lead to them too: the gradient is that of views, one each.
+        views = [each.view_as(each) for each in (frames, *parameters)]
+        made, convolve = views[0], F.conv2d if is_encoder else F.conv_transpose2d
+        for index, (weight, bias) in enumerate(zip(views[1 : half + 1], views[half + 1 :], strict=True)):
+            made = convolve(made, weight, bias, stride=2)
+            if is_encoder or index < half - 1:
+                made = torch.relu(made)
+    inputs = [view for view, need in zip(views, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(made, inputs, grad, create_graph=create_graph))
     return [next(found) if need else None for need in needs]
 
 

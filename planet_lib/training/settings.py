@@ -72,6 +72,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     balance = settings.get("kl_balance", 0.0)
     if not _is_number(balance) or not 0 <= balance <= 1:
         raise ValueError(f"kl_balance must be between 0 (the plain KL) and 1, got {balance!r}")
+    stop_at = settings.get("stop_at")
+    if stop_at is not None and not (_is_number(stop_at) and math.isfinite(stop_at)):
+        raise ValueError(f"stop_at must be a finite number, or None to go on to the last episode, got {stop_at!r}")
     for name, choices in _CHOICES.items():
         if settings.get(name, choices[0]) not in choices:
             raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {settings[name]!r}")

@@ -1,11 +1,13 @@
 """The fast way through the convolutions on a processor: what it makes, and when the layers are called instead."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from planet_lib import ConvEncoder, Decoder
 from planet_lib.models import _convs
@@ -107,6 +109,82 @@ def test_the_gradient_of_a_gradient_is_that_of_layer_by_layer(make: Callable[...
     torch.testing.assert_close(twice(part(seen)), twice(by_layers(part)(part, seen)), rtol=1e-10, atol=1e-10)
 
 
+def test_under_create_graph_an_image_made_with_the_same_weights_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of((3, 17, 23))
+    decoder = Decoder(encoder.embed_dim, (3, 17, 23), depth=4).double()
+    seen, wanted = input_of(encoder, 20), [*encoder.parameters(), *decoder.parameters()]
+
+    def slopes(*, create_graph: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(weigh(encoder(decoder(encoder(seen)))), wanted, create_graph=create_graph)
+
+    found = slopes(create_graph=True)
+    monkeypatch.setattr(_convs, "_is_plain", lambda *_: True)
+    torch.testing.assert_close([slope.detach() for slope in found], [*slopes(create_graph=False)])
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_several_gradients_at_once_are_those_one_by_one(make: Callable[..., nn.Module]) -> None:
+    part = make((2, 20, 20))
+    seen = input_of(part, 20)
+
+    def three(seen: Tensor) -> Tensor:
+        return part(seen).square().sum(0).flatten()[:3]
+
+    at_once, one_by_one = (torch.autograd.functional.jacobian(three, seen, vectorize=both) for both in (True, False))
+    torch.testing.assert_close(at_once, one_by_one)
+
+
+def test_a_decoded_image_may_be_changed_in_place() -> None:
+    decoder = decoder_of((3, 20, 20))
+    seen = input_of(decoder, 20)
+    expected = everything(decode_by_layers(decoder, seen).clamp(-0.1, 0.1), seen, decoder)
+    torch.testing.assert_close(everything(decoder(seen).clamp_(-0.1, 0.1), seen, decoder), expected)
+
+
+CHANGES = [
+    {"stride": 1},
+    {"stride": (2, 1)},
+    {"padding": 1},
+    {"dilation": 2},
+    {"groups": 2},
+    {"bias": False},
+]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *((kind, change) for kind in (nn.Conv2d, nn.ConvTranspose2d) for change in CHANGES),
+        (nn.Conv2d, {"padding": 1, "padding_mode": "reflect"}),
+        (nn.ConvTranspose2d, {"output_padding": 1}),
+    ],
+)
+def test_layers_with_other_settings_go_layer_by_layer(
+    kind: type[nn.Module], change: dict[str, Any], index: int
+) -> None:
+    torch.manual_seed(3)
+    layers = [kind(4, 4, 3, **{"stride": 2, **(change if each == index else {})}).double() for each in range(2)]
+    run = _convs.encode if kind is nn.Conv2d else _convs.decode
+    maps = torch.rand(20, 4, 17, 17, dtype=torch.float64) - 0.5
+    last = torch.relu if kind is nn.Conv2d else nn.Identity()
+    found, expected = run(maps, nn.ModuleList(layers)), last(layers[1](torch.relu(layers[0](maps))))
+    assert not is_fast(found)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("make", [encoder_of, decoder_of])
+def test_a_counter_of_operations_sees_the_plain_layers(make: Callable[..., nn.Module]) -> None:
+    part = make((3, 20, 20))
+    counts = []
+    for frames in (10, 20):
+        with FlopCounterMode(display=False) as counter:
+            weigh(part(input_of(part, frames))).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[1] == 2 * counts[0] > 0
+
+
 @pytest.mark.parametrize("make", [encoder_of, decoder_of])
 def test_a_graph_that_is_kept_gives_the_same_gradient_again(make: Callable[..., nn.Module]) -> None:
     part = make((3, 64, 64))
@@ -153,8 +231,8 @@ def test_without_a_gradient_the_outcome_is_the_same_and_no_map_is_kept(make: Cal
     with torch.no_grad():
         for keeps in (True, False):
             _convs._Stack.forward(Context(), isinstance(part, ConvEncoder), keeps, maps, *weights, *biases)
-    # Two pieces of the second and third map, or of the first three: and the input, eight parameters, the outcome.
-    assert kept == [10 + 2 * (2 if isinstance(part, ConvEncoder) else 3), 10]
+    # Input and eight parameters, the encoder's outcome; two pieces of the second and third or first three maps.
+    assert kept == ([10 + 2 * 2, 10] if isinstance(part, ConvEncoder) else [9 + 2 * 3, 9])
 
 
 @pytest.mark.parametrize("make", [encoder_of, decoder_of])

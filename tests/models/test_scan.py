@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from planet_lib import RSSMCell, State
-from planet_lib.models.cells import _scans
+from planet_lib.models.cells import _passes, _scans
+from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead
 
 
 def load(name: str) -> ModuleType:
@@ -137,6 +138,47 @@ def test_a_gradients_gradient_is_the_plain_loops_for_weights_given_from_outside_
         first = torch.autograd.grad(weighted(states), wanted, create_graph=True)
         found.append([*first, *torch.autograd.grad(weighted(first), wanted)])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["rssm", "rnn"])
+def test_under_create_graph_a_scan_from_anothers_last_state_counts_each_way_once(kind: str) -> None:
+    cell = cases.make_cell(kind, 1)
+    state, *given = arguments(cell)
+    found = []
+    for loop, create_graph in ((_scans.filter_recurrent, True), (_scans.filter_by_steps, False)):
+        first = loop(cell.path, cell.posterior_head, state, *given)
+        second = loop(cell.path, cell.posterior_head, State(*(field[-1] for field in first)), *given)
+        slopes = torch.autograd.grad(weighted(second), leaves(cell, state, *given), create_graph=create_graph)
+        found.append([slope.detach() for slope in slopes])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+def test_under_create_graph_outputs_without_a_gradient_are_left_out() -> None:
+    cell = cases.make_cell("rssm", 1)
+    state, embed, action, is_first, noise = arguments(cell)
+    state = State(*(field.detach() for field in state))
+    given = (state, *(each[:1].detach() for each in (embed, action, is_first, noise)))
+    cell.requires_grad_(False)
+    cell.posterior_head.requires_grad_(True)  # and so deter of the only step has no gradient
+    weights, found = list(cell.posterior_head.parameters()), []
+    for loop in (_scans.filter_recurrent, _scans.filter_by_steps):
+        states = loop(cell.path, cell.posterior_head, *given)
+        slopes = torch.autograd.grad(weighted(states[1:]), weights, create_graph=True)
+        found.append([slope.detach() for slope in slopes])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("kind", ["rssm", "rnn"])
+def test_several_gradients_at_once_are_those_one_by_one(kind: str) -> None:
+    cell = cases.make_cell(kind, 1)
+    state, embed, *given = arguments(cell)
+
+    def three(embed: Tensor) -> Tensor:
+        return _scans.filter_recurrent(cell.path, cell.posterior_head, state, embed, *given).stoch.sum((0, 1))[:3]
+
+    at_once, one_by_one = (torch.autograd.functional.jacobian(three, embed, vectorize=both) for both in (True, False))
+    torch.testing.assert_close(at_once, one_by_one)
 
 
 @pytest.mark.parametrize("kind", ["rssm", "rnn"])
@@ -276,3 +318,89 @@ def test_what_is_changed_before_the_backward_pass_is_refused(changed: str) -> No
         (cell.path.gru.weight_hh if changed == "weight" else given[1]).add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         weighted(states).backward()
+
+
+def test_what_the_plain_loop_lets_one_change_in_place_can_be_changed() -> None:
+    for kind in ("rssm", "rnn"):
+        cell = cases.make_cell(kind, 1)
+        found = []
+        for loop in (_scans.filter_recurrent, _scans.filter_by_steps):
+            state, embed, action, is_first, noise = arguments(cell)
+            given = (state, embed, action.detach(), is_first, noise)
+            states = loop(cell.path, cell.posterior_head, *given)
+            given[2].zero_()
+            states.mean.mul_(2.0)
+            slopes = torch.autograd.grad(weighted(states), [embed, *cell.path.parameters()])
+            found.append([*(field.detach() for field in states), *slopes])
+        torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("part", ["path.layers.1", "posterior_head.layers.1", "posterior_head.out"])
+def test_a_layer_without_a_bias_takes_the_plain_loop(part: str) -> None:
+    cell = cases.make_cell("rssm", 1, num_layers=2)
+    cell.get_submodule(part).bias = None
+    given = arguments(cell)
+    found = [loop(cell.path, cell.posterior_head, *given) for loop in (_scans.filter_recurrent, _scans.filter_by_steps)]
+    torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
+
+
+class HalfGRU(GRU):
+    def forward(self, inputs: Tensor, deter: Tensor) -> Tensor:
+        return 0.5 * super().forward(inputs, deter)
+
+
+class BoundedHead(GaussianHead):
+    def distribution(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = super().distribution(hidden)
+        return torch.tanh(mean), std
+
+
+class SharpPath(DeterministicPath):
+    def hidden_from(self, first: Tensor) -> Tensor:
+        return 2.0 * super().hidden_from(first)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [("path.gru", HalfGRU), ("posterior_head", BoundedHead), ("path", SharpPath)]
+)
+def test_parts_of_other_classes_are_called(part: str, kind: type[nn.Module]) -> None:
+    cell = cases.make_cell("rssm", 1)
+    given = arguments(cell)
+    before = _scans.filter_recurrent(cell.path, cell.posterior_head, *given)
+    cell.get_submodule(part).__class__ = kind
+    found = [loop(cell.path, cell.posterior_head, *given) for loop in (_scans.filter_recurrent, _scans.filter_by_steps)]
+    torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
+    assert not torch.allclose(found[0].stoch, before.stoch)
+
+
+@pytest.mark.parametrize("narrow", ["state", "embed", "action", "noise"])
+def test_what_has_one_row_is_repeated_as_in_the_plain_loop(narrow: str) -> None:
+    cell = cases.make_cell("rssm", 1)
+    state, embed, action, is_first, noise = arguments(cell)
+    given = {"state": state, "embed": embed, "action": action, "is_first": is_first, "noise": noise}
+    given[narrow] = State(*(field[:1] for field in state)) if narrow == "state" else given[narrow][:, :1]
+    found = [
+        loop(cell.path, cell.posterior_head, *given.values())
+        for loop in (_scans.filter_recurrent, _scans.filter_by_steps)
+    ]
+    assert found[0].stoch.shape[:2] == (T, B)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_one_layer_in_two_places_gets_the_gradient_of_both() -> None:
+    cell = cases.make_cell("rssm", 1, num_layers=3)
+    cell.path.layers[2] = cell.path.layers[1]
+    given, found = arguments(cell), []
+    for loop in (_scans.filter_recurrent, _scans.filter_by_steps):
+        states = loop(cell.path, cell.posterior_head, *given)
+        slopes = torch.autograd.grad(weighted(states), leaves(cell, *given), create_graph=True)
+        found.append([slope.detach() for slope in slopes])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+def test_the_factors_of_the_gradient_lie_where_the_values_do_whatever_the_default_device() -> None:
+    gates, memory = torch.rand(T, B, 6), torch.rand(T, B, 2)
+    trace = _passes.Trace(memory, memory, memory, memory, gates, memory, [], [])
+    expected = _passes._gate_factors(memory, trace)
+    with torch.device("meta"):
+        assert torch.equal(_passes._gate_factors(memory, trace), expected)

@@ -38,6 +38,8 @@ def test_every_preset_passes(name):
         ("overshooting_reward_scale", "1", "overshooting_reward_scale must be a finite number of at least 0, got '1'"),
         ("overshooting_obs_scale", -1, "overshooting_obs_scale must be a finite number of at least 0, got -1"),
         ("kl_balance", 1.1, r"kl_balance must be between 0 \(the plain KL\) and 1, got 1.1"),
+        ("stop_at", math.nan, "stop_at must be a finite number, or None to go on to the last episode, got nan"),
+        ("stop_at", math.inf, "stop_at must be a finite number, or None to go on to the last episode, got inf"),
         ("kl_balance", math.nan, r"kl_balance must be between 0 \(the plain KL\) and 1, got nan"),
         ("network", "foo", "network must be conv or patch, got 'foo'"),
         ("activation", "rely", "activation must be relu, elu, silu, gelu or tanh, got 'rely'"),

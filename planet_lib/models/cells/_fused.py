@@ -1,7 +1,7 @@
 """The loop of `filter_recurrent` in eager mode on a CPU: the same mathematics from fewer and larger operations.
 
-`covers` tells where it can stand in for the plain loop; the arithmetic is in `_passes`. A gradient of the gradient is
-taken through the plain loop, made anew.
+`covers` tells where it can stand in for the plain loop; the arithmetic is in `_passes`. A gradient of the gradient, and
+several gradients at once, are taken through the plain loop, made anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from planet_lib.models.cells import _passes
-from planet_lib.models.cells._parts import DeterministicPath, GaussianHead, MeanHead
+from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead, MeanHead
 from planet_lib.types import State
 
 Head = GaussianHead | MeanHead
@@ -20,26 +21,72 @@ Head = GaussianHead | MeanHead
 PlainLoop = Callable[[DeterministicPath, Head, State, Tensor, Tensor, Tensor, Tensor | None], State]
 
 
-def covers(path: DeterministicPath, head: Head, *tensors: Tensor | None) -> bool:
+def covers(
+    path: DeterministicPath,
+    head: Head,
+    state: State,
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    noise: Tensor | None,
+) -> bool:
     """Whether layers, settings, tensors and circumstances allow `filter_fused`."""
+    return (
+        _allows()
+        and _knows_layers(path, head, noise)
+        and _knows_tensors(path, head, state, embed, action, is_first, noise)
+    )
+
+
+def _allows() -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
         return False
     # Transforms of functions, forward-mode derivatives and counters of operations have to see plain operations.
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return False
-    if forward_ad._current_level >= 0 or path.gru.kind != "reset_after":
+    return forward_ad._current_level < 0
+
+
+def _knows_layers(path: DeterministicPath, head: Head, noise: Tensor | None) -> bool:
+    # Other classes may compute something else. The Gaussian head is known with noise alone, the other without.
+    if type(path) is not DeterministicPath or type(head) is not (MeanHead if noise is None else GaussianHead):
+        return False
+    if type(path.gru) is not GRU or path.gru.kind != "reset_after":
         return False
     if path.activation not in _passes.ACTIVATIONS or head.activation != path.activation:
         return False
     # A layer that was replaced, parametrised or hooked has to be called.
     layers = [*path.layers, *head.layers, head.out]
-    if any(type(layer) is not nn.Linear for layer in layers) or any(_is_hooked(part) for part in (*layers, path.gru)):
+    return all(type(layer) is nn.Linear for layer in layers) and not any(
+        _is_hooked(part) for part in (*layers, path.gru)
+    )
+
+
+def _knows_tensors(
+    path: DeterministicPath,
+    head: Head,
+    state: State,
+    embed: Tensor,
+    action: Tensor,
+    is_first: Tensor,
+    noise: Tensor | None,
+) -> bool:
+    weights = _weights(path, head)
+    # A layer may have been given no bias, or the weights of another one.
+    if any(weight is None for weight in weights) or len({id(weight) for weight in weights}) < len(weights):
         return False
-    used = [tensor for tensor in (*tensors, *_weights(path, head)) if tensor is not None]
-    dtype = used[0].dtype
-    return dtype in (torch.float32, torch.float64) and all(
-        type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == dtype and tensor.device.type == "cpu"
-        for tensor in used
+    fields = [state.deter, state.stoch]
+    by_step = [embed, action] if noise is None else [embed, action, noise]
+    # What has fewer rows is repeated by the plain loop.
+    if is_first.dim() != 2 or any(each.shape[:-1] != is_first.shape for each in by_step):
+        return False
+    return (
+        all(field.shape[:-1] == is_first.shape[1:] for field in fields)
+        and all(
+            type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == embed.dtype and tensor.device.type == "cpu"
+            for tensor in (*fields, *by_step, *weights)
+        )
+        and embed.dtype in (torch.float32, torch.float64)
     )
 
 
@@ -55,11 +102,13 @@ def filter_fused(
 ) -> State:
     """Do what `plain` does with the other arguments."""
     weights = _weights(path, head)
+    # Out here, so that what is kept for the gradient is not the caller's own action, which may be changed.
+    action = action.masked_fill(is_first.unsqueeze(-1), 0.0)
     tensors = (state.deter, state.stoch, embed, action, noise, *weights)
     has_gradient = any(tensor.requires_grad for tensor in tensors if tensor is not None)
     loop = _Loop(plain, path, head, keep=torch.is_grad_enabled() and has_gradient)
     deter, mean, *drawn = _Fused.apply(loop, is_first, *tensors)  # type: ignore[no-untyped-call]
-    stoch, std = drawn if drawn else (mean, torch.ones_like(mean))
+    stoch, std = drawn if drawn else (mean.clone(), torch.ones_like(mean))
     return State(deter=deter, stoch=stoch, mean=mean, std=std)
 
 
@@ -86,7 +135,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, loop: _Loop, is_first: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         inputs, weights = _split(loop, is_first, tensors)
         trace = _passes.forward(inputs, weights, loop.settings, keep=loop.keep)
-        mean = trace.out[..., : inputs.stoch.shape[-1]].contiguous()
+        mean = trace.out[..., : inputs.stoch.shape[-1]].clone(memory_format=torch.contiguous_format)
         if loop.keep:
             ctx.loop, ctx.num_tensors, ctx.num_path = loop, len(tensors), len(trace.path)
             ctx.save_for_backward(is_first, *tensors, *trace[:-2], *trace.path, *trace.head)
@@ -98,8 +147,9 @@ class _Fused(torch.autograd.Function):
         is_first, *saved = ctx.saved_tensors
         tensors: list[Any] = saved[: ctx.num_tensors]
         deter, stoch, std, out, gates, memory, *hidden = saved[ctx.num_tensors :]
-        if torch.is_grad_enabled():
-            return None, None, *_differentiable_gradients(loop, is_first, tensors, grads)
+        # By create_graph=True, and for several gradients at once.
+        if torch.is_grad_enabled() or any(is_legacy_batchedtensor(grad) for grad in grads if grad is not None):
+            return None, None, *_plain_gradients(loop, is_first, tensors, grads)
         inputs, weights = _split(loop, is_first, tensors)
         trace = _passes.Trace(deter, stoch, std, out, gates, memory, hidden[:num_path], hidden[num_path:])
         return None, None, *_passes.backward(inputs, weights, loop.settings, trace, grads)
@@ -121,16 +171,22 @@ class _Filter(nn.Module):
         return posterior.deter, posterior.mean, *drawn
 
 
-def _differentiable_gradients(
+def _plain_gradients(
     loop: _Loop, is_first: Tensor, tensors: Sequence[Any], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """The gradients of `tensors`, themselves with gradients."""
-    deter, stoch, embed, action, noise, *weights = tensors
-    named = dict(zip(_weight_names(loop.path, loop.head), weights, strict=True))
-    outputs = torch.func.functional_call(_Filter(loop), named, (is_first, deter, stoch, embed, action, noise))
-    wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
-    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
+    """The gradients of `tensors` through the plain loop, themselves with gradients where these are enabled."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # An input that was made from another one would lead to it too: the gradient is that of views, one each.
+        views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+        named = dict(zip(_weight_names(loop.path, loop.head), views[5:], strict=True))
+        outputs = torch.func.functional_call(_Filter(loop), named, (is_first, *views[:5]))
+    # Of a single step deter, or all but std, may depend on nothing that is asked for.
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    wanted = [view for view in views if view is not None and view.requires_grad]
+    reached, given = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(reached, wanted, given, create_graph=create_graph, allow_unused=True))
+    return [next(found) if view is not None and view.requires_grad else None for view in views]
 
 
 def _split(loop: _Loop, is_first: Tensor, tensors: Sequence[Any]) -> tuple[_passes.Inputs, _passes.Weights]:

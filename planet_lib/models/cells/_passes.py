@@ -64,7 +64,10 @@ class Weights(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """deter and stoch [B, ...] before the first step; embed, action, noise and is_first [T, B, ...]."""
+    """deter and stoch [B, ...] before the first step; embed, action, noise and is_first [T, B, ...].
+
+    Actions are zero where is_first holds.
+    """
 
     deter: Tensor
     stoch: Tensor
@@ -189,13 +192,12 @@ def backward(
         carry,
         carry_stoch[:, :stoch_dim],
         to_head[0] @ embed_weight,
-        (to_path[0] @ action_weight).masked_fill_(first, 0.0),
+        to_path[0] @ action_weight,
         None if inputs.noise is None else (to_stoch - grads[1]) * trace.std,
     ]
     stochs = torch.cat([inputs.stoch.unsqueeze(0), trace.stoch[:-1]]).masked_fill_(first, 0.0)
-    action = inputs.action.masked_fill(first, 0.0)
     weight_ih, bias_ih = _products(to_input, trace.path[-1])
-    path = [_products(to_path[0], stochs, action)]
+    path = [_products(to_path[0], stochs, inputs.action)]
     path += [_products(*pair) for pair in zip(to_path[1:], trace.path[:-1], strict=True)]
     head = [_products(to_head[0], trace.deter, inputs.embed)]
     head += [_products(*pair) for pair in zip(to_head[1:], trace.head[:-1], strict=True)]
@@ -209,7 +211,6 @@ def _buffers(inputs: Inputs, weights: Weights, *, keep: bool) -> Trace:
     length, batch_size = inputs.is_first.shape
     (path_weight, path_bias), (head_weight, head_bias) = weights.path[0], weights.head[0]
     deter_dim, stoch_dim = inputs.deter.shape[-1], inputs.stoch.shape[-1]
-    action = inputs.action.masked_fill(inputs.is_first.unsqueeze(-1), 0.0)
 
     def buffer(width: int, *, rows: int) -> Tensor:
         return inputs.deter.new_empty(rows, batch_size, width)
@@ -224,7 +225,7 @@ def _buffers(inputs: Inputs, weights: Weights, *, keep: bool) -> Trace:
         out=out,
         gates=buffer(3 * deter_dim, rows=rows),
         memory=buffer(deter_dim, rows=rows),
-        path=[F.linear(action, path_weight[:, stoch_dim:], path_bias)]
+        path=[F.linear(inputs.action, path_weight[:, stoch_dim:], path_bias)]
         + [buffer(len(bias), rows=rows) for _, bias in weights.path[1:]],
         head=[F.linear(inputs.embed, head_weight[:, deter_dim:], head_bias)]
         + [buffer(len(bias), rows=rows) for _, bias in weights.head[1:]],
@@ -234,7 +235,7 @@ def _buffers(inputs: Inputs, weights: Weights, *, keep: bool) -> Trace:
 def _gate_factors(deters: Tensor, trace: Trace) -> Tensor:
     """What the gradient of deter' is multiplied with, [T, B, 5, D]: for n, r, z, m, and for h itself, which is z."""
     (reset, update, new), memory = trace.gates.chunk(3, -1), trace.memory
-    factors = torch.empty(*memory.shape[:2], 5, memory.shape[2], dtype=memory.dtype)
+    factors = memory.new_empty(*memory.shape[:2], 5, memory.shape[2])
     to_new, to_reset, to_update, to_memory, to_deter = factors.unbind(2)
     torch.ops.aten.tanh_backward.grad_input(1.0 - update, new, grad_input=to_new)
     torch.ops.aten.sigmoid_backward.grad_input(to_new * memory, reset, grad_input=to_reset)

@@ -24,7 +24,7 @@ def filter_recurrent(
     noise: Tensor | None,
 ) -> State:
     """Posteriors [T, B, ...] of RSSM and RNN, which read deter' and embed; without noise, stoch is the mean."""
-    if covers(path, head, state.deter, state.stoch, embed, action, noise):
+    if covers(path, head, state, embed, action, is_first, noise):
         return filter_fused(filter_by_steps, path, head, state, embed, action, is_first, noise)
     return filter_by_steps(path, head, state, embed, action, is_first, noise)
 

@@ -1,10 +1,10 @@
 """Does the agent learn? Summarise training runs as the table that docs/results shows, and keep their curves.
 
-    python benchmarks/learning.py runs/NAME [runs/OTHER ...] --keep docs/results/cartpole-balance
+    python benchmarks/learning.py runs/NAME [runs/OTHER ...] --keep docs/results/cpu-preset
 
 For each run: what a random policy earns in --random-episodes episodes of their own, the score that is asked for (the
 run's --stop-at, or twice random), the first evaluation that has it, the best and the last, each with its place on the
-clock. --keep copies metrics.csv, learning_curve.png and settings.json, which says with what and where the run was made.
+clock. --keep copies metrics.csv and learning_curve.png.
 """
 
 import argparse
@@ -47,7 +47,6 @@ def main() -> None:
             args.keep.mkdir(parents=True, exist_ok=True)
             shutil.copy(run.metrics_path, args.keep / f"{path.name}.csv")
             shutil.copy(run.learning_curve, args.keep / f"{path.name}.png")
-            shutil.copy(run.settings_path, args.keep / f"{path.name}.json")
 
 
 @functools.cache

@@ -45,8 +45,8 @@ class LatentDynamics:
             algorithm 2 has it; the cell must have `redraw`.
         transition: how a candidate goes from state to state. "drawn": a sample of the prior at each step, the paper's.
             "mean": the mean of the prior, from the mean of the state that is given (noise of zero, as the cell takes
-            it), so that candidates differ by their actions alone. One sample of each return misleads a planner with few
-            candidates: it chooses the lucky ones. The cell must have `redraw`; noise is neither drawn nor taken.
+            it), so that candidates differ by their actions alone, and returns repeat. The cell must have `redraw`;
+            noise is neither drawn nor taken.
         discount: of rewards per step; 1 is the paper's plain sum.
         objective: what is to be summed instead of the predicted reward, a function of the state after a step and the
             action that led to it, both of N = B * J rows -> [N]. With it a model can be planned with for a purpose that

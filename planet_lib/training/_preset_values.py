@@ -213,11 +213,9 @@ V1: Table = {
 }
 
 _SMALL = "ours: many small updates get further in an hour on two cores than few large ones (docs/results/cpu-preset.md)"
-_NARROW = "ours: half the paper's width is enough for the suite's small bodies, and a plan takes a third of the time"
+_NARROW = "ours: half the paper's width, for faster plans; as good in trials (docs/results/cpu-preset.md)"
 _TRIED = "ours: chosen by short trials (docs/results/cpu-preset.md)"
-_PLANS_CHEAPLY = (
-    "ours: a plan in a twentieth of the paper's work; enough where returns are not a matter of luck (transition)"
-)
+_PLANS_CHEAPLY = "ours: a plan in a twentieth of the paper's work"
 _THIN = (
     "ours: a thin pole is worth few nats of image error; at the paper's scales the posterior leaves it out, and a "
     "divergence below the free nats would not train the prior at all"
@@ -256,11 +254,10 @@ CPU: Table = {
     "start": ("shared", "ours: transitions by the mean start from the mean"),
     "transition": (
         "mean",
-        "ours: of few candidates, each tried once with noise, the planner chooses the lucky ones "
-        "(docs/results/cpu-preset.md)",
+        "ours: no better than drawn ones (docs/results/planners-on-a-model.md), but nothing is left to luck",
     ),
-    "warm_start": (1, "ours: with transitions by the mean, fewer iterations do (docs/results/cpu-preset.md)"),
-    "horizon": (16, "ours: swinging up takes more than a second (docs/results/cpu-preset.md)"),
+    "warm_start": (1, "ours: better from pixels, mixed from vectors (docs/results/planners-on-a-model.md)"),
+    "horizon": (16, "ours: the published runs have it; 12 may be better (docs/results/planners-on-a-model.md)"),
     "num_candidates": (80, _PLANS_CHEAPLY),
     "num_elites": (10, _PLANS_CHEAPLY),
     "num_iterations": (4, _PLANS_CHEAPLY),

@@ -88,7 +88,7 @@ def test_the_errors_are_those_of_the_checkpoint_on_the_episodes_in_a_folder(runs
     out = tmp_path / "out"
     example.main([str(runs / "rssm"), *WINDOWS, "--episodes", str(tmp_path / "held-out"), "--out", str(out)])
     saved = load_checkpoint(runs / "rssm" / "checkpoint.pt")
-    model = build_model(Preset.from_settings(saved["settings"]), "rssm", (3, 16, 16), 1)
+    model = build_model(Preset.from_settings(saved["settings"]), "rssm", (1, 16, 16), 1)
     model.load_state_dict(saved["model"])
     error = open_loop_error(model, episodes, context=3, length=10, num_samples=2)
     rows = rows_of(out)
@@ -131,7 +131,8 @@ def test_runs_that_see_other_things_are_not_compared(runs, tmp_path):
     train = load_example("train_planet")
     train.main([*TINY, "--out", str(tmp_path), "--name", "wide", "--image-size", "24"])
     message = message_of(runs / "rssm", tmp_path / "wide", *WINDOWS)
-    assert "runs must share env, obs, camera, image_size, action_repeat, got ('gym:Pendulum-v1', 'pixels'" in message
+    shared = "env, obs, camera, image_size, supersample, channels, action_repeat"
+    assert f"runs must share {shared}, got ('gym:Pendulum-v1', 'pixels'" in message
     train.main([*TINY, "--out", str(tmp_path), "--name", "vectors", "--obs", "state"])
     assert "RUN_DIR must be runs with pixels, got runs from state" in message_of(tmp_path / "vectors", *WINDOWS)
 

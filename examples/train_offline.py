@@ -35,10 +35,8 @@ COLUMNS = (
 IDENTITY = ("sources", "entry", "holdout", "env", "cell", "preset", "continue_scale", *MODEL_FIELDS)
 SAVED = ("settings", "renderer", "action_dim", "done", "metrics_rows", "model", "optimizer", "replay", "rng")
 # What evaluate.py asks of the environment that the episodes are of: taken over from a source that is a run.
-SEEN = ("camera", "supersample", "channels", "action_repeat")  # by default those of the preset
-WORLD = {"env": "", "tasks": "", "renderer": "auto", "quality": "tuned"}
-# Fields of the preset that are no flags here: those about collecting, and the shape of frames, which comes with them.
-COLLECTING = ("num_episodes", "seed_episodes", "updates_per_episode", "eval_every", "eval_episodes")
+WORLD = ("env", "tasks", "renderer", "quality", "camera", "supersample", "channels", "action_repeat")
+COLLECTING = ("num_episodes", "seed_episodes", "updates_per_episode", "eval_every", "eval_episodes")  # no flags here
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -216,12 +214,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     known, rest = first.parse_known_args(arguments)
     runs = [each for each in rest if (Path(each) / "settings.json").is_file() and not known.env]
     origin = training.RunDirectory.open(runs[0]).settings if runs else {}
-    inherited: dict[str, Any] = {name: origin[name] for name in (*WORLD, *SEEN) if name in origin}
+    inherited: dict[str, Any] = {name: origin[name] for name in WORLD if name in origin}
     env = known.env or inherited.get("tasks") or inherited.get("env", "")
     preset = get_preset(known.preset, cell=known.cell, env=env).settings()
     about, style = (__doc__ or "").split("\n\n")[0], argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=about, parents=[first], formatter_class=style)
-    parser.set_defaults(**(WORLD | preset | {"env": env} | inherited))
+    parser.set_defaults(**({"tasks": "", "renderer": "auto", "quality": "tuned"} | preset | {"env": env} | inherited))
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="a run, folder or file of .npz, or minari:NAME")
     parser.add_argument("--updates", type=int, default=10_000, help="in all")
     parser.add_argument("--report-every", type=int, default=500, help="updates to a row of metrics and a checkpoint")

@@ -93,8 +93,8 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
     The RNN's divergence is no KL between distributions that may differ by some nats for free, so its free_nats are 0.
     Environments of Gymnasium may terminate, so there a head learns whether the episode goes on: continue_scale is 1.
     The preset `cpu` looks through the camera that follows the body, where it knows of one: its frames are small, and
-    its model learns far less from details of a pixel's width (docs/results/cpu-preset.md). The others look through the paper's, the first. Its learning
-    rate is 1e-3 for the RNN, which diverged at 3e-3 with a larger network.
+    its model learns far less from details of a pixel's width (docs/results/cpu-preset.md). The others look through the
+    paper's, the first. Its learning rate is 1e-3 for the RNN, which diverged at 3e-3 with a larger network.
 
     Args:
         name: "paper", "camera_ready", "v1" or "cpu".

@@ -4,6 +4,7 @@ Every part can be used alone; `planet_lib.envs` (environments) and `planet_lib.t
 are imported by name. Importing this package prints nothing and changes no setting.
 """
 
+from planet_lib._errors import NonFiniteError
 from planet_lib.data import SequenceReplay, dequantise, to_uint8
 from planet_lib.models import (
     Cell,
@@ -69,6 +70,7 @@ __all__ = [
     "Losses",
     "MPPIPlanner",
     "MuJoCoDynamics",
+    "NonFiniteError",
     "PatchDecoder",
     "PatchEncoder",
     "Plan",

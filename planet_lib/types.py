@@ -1,7 +1,7 @@
 """The NamedTuples that the parts of planet_lib exchange.
 
-This module knows no other. Tensors travel in NamedTuples: build them by keyword and read them by name. A NamedTuple
-is a pytree, so it passes `torch.vmap`, `torch.compile` and `default_collate` with no registration.
+This module knows no other but the checks. Tensors travel in NamedTuples: build them by keyword and read them by name. A
+NamedTuple is a pytree, so it passes `torch.vmap`, `torch.compile` and `default_collate` with no registration.
 
 Letters: T time steps, B batch, L rows of one episode, H horizon, A action, D deter, S stoch, C Y X image. Time first.
 
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+
+from planet_lib._shapes import checked_device, shown
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Observation: TypeAlias = Tensor | dict[str, Tensor]
@@ -65,7 +67,12 @@ class Batch(NamedTuple):
     mask: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch on `device`, copied without waiting where the memory allows it."""
+        """Return the batch on `device`, copied without waiting where the memory allows it.
+
+        Raises:
+            TypeError, ValueError: where `device` is none that torch knows and this machine has.
+        """
+        device = checked_device("device", device)
         obs, *others = self
         if isinstance(obs, dict):
             moved: Observation = {name: value.to(device, non_blocking=True) for name, value in obs.items()}
@@ -153,6 +160,7 @@ class Losses(NamedTuple):
             >>> Losses(total=nan, raw={"obs": torch.tensor(1.), "kl": nan}, scaled={}).non_finite()
             ['kl']
         """
+        self._check()
         terms = {**{f"{name} (scaled)": value for name, value in self.scaled.items()}, **self.raw}
         names = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
         # A term that is already bad unscaled need not be named twice.
@@ -160,5 +168,18 @@ class Losses(NamedTuple):
 
     def detach(self) -> "Losses":
         """Return the same numbers without their graph."""
+        self._check()
         raw = {name: value.detach() for name, value in self.raw.items()}
         return Losses(self.total.detach(), raw, {name: value.detach() for name, value in self.scaled.items()})
+
+    def _check(self) -> None:
+        """Raise unless the terms are scalar tensors with a value, by name."""
+        for field, terms in (("total", {"": self.total}), ("raw", self.raw), ("scaled", self.scaled)):
+            given: object = terms
+            if not isinstance(given, dict):
+                raise TypeError(f"{field} must be a dictionary of scalar tensors by name, got {shown(given)}")
+            for name, value in given.items():
+                is_scalar = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
+                if not is_scalar or value.layout != torch.strided:
+                    what = field if field == "total" else f"{field}[{name!r}]"
+                    raise TypeError(f"{what} must be a scalar tensor with a value, got {shown(value)}")

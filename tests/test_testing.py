@@ -411,9 +411,8 @@ def test_a_prior_that_ignores_the_action_is_caught():
 
 def test_a_prior_that_never_advances_is_caught():
     def prior(self, state, action, noise=None):
-        return SSMCell.prior(
-            self, self.initial(1)._replace(stoch=torch.zeros_like(state.stoch)), action, noise
-        )._replace(deter=state.deter)
+        nothing = state._replace(stoch=torch.zeros_like(state.stoch))
+        return SSMCell.prior(self, nothing, action, noise)._replace(deter=state.deter)
 
     broken(ssm(prior=prior), "cell.prior must depend on state, got the same state from any")
 

@@ -1,5 +1,6 @@
 """Experience: pixels as bytes and floats, episodes collected, kept in memory and in files, and sampled as windows."""
 
+from planet_lib.data._checks import check_episode
 from planet_lib.data.collect import Environment, Policy, VectorEnvironment, random_policy, run_episode, run_episodes
 from planet_lib.data.episodes import load_episode, load_episodes, save_episode
 from planet_lib.data.pixels import dequantise, prepare, to_uint8
@@ -11,6 +12,7 @@ __all__ = [
     "Policy",
     "SequenceReplay",
     "VectorEnvironment",
+    "check_episode",
     "dequantise",
     "load_episode",
     "load_episodes",

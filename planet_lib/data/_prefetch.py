@@ -100,7 +100,7 @@ class Prefetch(Generic[T]):
             return batch
         moved = batch.to(self._device)
         if self._is_cuda:
-            sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            sent = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             sent.record(torch.cuda.current_stream(self._device))
             self._sent[number % len(self._sent)] = sent
         return moved

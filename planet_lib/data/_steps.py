@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from planet_lib._shapes import shown
 from planet_lib.data._obs import FLOAT_IMAGE, dtype_of, flat_fields, looks_channels_last
 from planet_lib.types import Array
+
+_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def check_steps(
@@ -29,8 +32,8 @@ def check_steps(
     flat = flat_fields(fields)
     expected = {*shapes, *(name for name in fields if name != "obs")}
     if set(flat) != expected:
-        wanted = sorted(name for name in shapes)
-        raise ValueError(f"obs must be {wanted} (obs_shape), got {sorted(name for name in flat if name[:3] == 'obs')}")
+        got = sorted(name for name in flat if name[:3] == "obs")
+        raise ValueError(f"obs must be {sorted(shapes)} (obs_shape), got {got}")
     rows = {}
     for name, shape in shapes.items():
         rows[name] = _array(name, flat[name], (num_envs, *shape))
@@ -42,7 +45,8 @@ def check_steps(
         found = _array(name, flat[name], size)
         if not np.issubdtype(found.dtype, np.floating):
             raise TypeError(f"{name} must be floats, got {found.dtype}; convert it with astype(np.float32)")
-        rows[name] = found.astype(np.float32)
+        with np.errstate(over="ignore"):  # what overflows becomes inf, which is named below
+            rows[name] = found.astype(np.float32)
     for name in ("is_first", "terminated", "truncated"):
         rows[name] = _array(name, flat[name], (num_envs,))
         if rows[name].dtype != np.bool_:
@@ -54,8 +58,12 @@ def check_steps(
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """Return one field as an array of the shape, or raise."""
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            kind = "the meta device" if value.is_meta else value.layout
+            raise TypeError(f"{name} must be an array, or a dense tensor with values, got {shown(value)} on {kind}")
         value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no such type
+        is_other = value.is_floating_point() and value.dtype not in _FLOATS  # NumPy has no such type
+        value = (value.float() if is_other else value).numpy()
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be an array or tensor, got {type(value).__name__}")
     if value.shape != shape:
@@ -70,13 +78,16 @@ def _array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 def _check_values(rows: Mapping[str, Array], obs_names: list[str]) -> None:
     """Check ranges, naming the first environment that breaks a rule."""
     action, reward, is_first = rows["action"], rows["reward"], rows["is_first"]
-    rules = [(name, "be finite", ~np.isfinite(rows[name]).all(1)) for name in obs_names if rows[name].dtype != np.uint8]
+    floats = [(name, rows[name]) for name in obs_names if rows[name].dtype != np.uint8]
+    rules = [(name, "be finite", ~np.isfinite(value).all(1), value) for name, value in floats]
     rules += [
-        ("action", "be finite and in [-1, 1]", ~(np.abs(action) <= 1).all(1)),
-        ("reward", "be finite", ~np.isfinite(reward)),
-        ("action", "be zero where is_first holds (nothing led to it)", is_first & (action != 0).any(1)),
-        ("reward", "be zero where is_first holds (nothing led to it)", is_first & (reward != 0)),
+        ("action", "be finite and in [-1, 1]", ~(np.abs(action) <= 1).all(1), action),
+        ("reward", "be finite", ~np.isfinite(reward), reward),
+        ("action", "be zero where is_first holds (nothing led to it)", is_first & (action != 0).any(1), action),
+        ("reward", "be zero where is_first holds (nothing led to it)", is_first & (reward != 0), reward),
     ]
-    for name, rule, broken in rules:
+    for name, rule, broken, values in rules:
         if broken.any():
-            raise ValueError(f"{name} must {rule}, broken in environment {int(broken.argmax())} of {len(reward)}")
+            number = int(broken.argmax())
+            got = shown(values[number].tolist())
+            raise ValueError(f"{name} must {rule}, broken in environment {number} of {len(reward)}, got {got}")

@@ -8,9 +8,9 @@ a machine that loses power leaves is up to its operating system: nothing waits f
 """
 
 import json
+import math
 import os
 import shutil
-import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,12 +22,11 @@ from planet_lib.types import Array
 try:
     import fcntl
 except ImportError:  # no such lock there (Windows)
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 _INDEX, _LOCK = "index.json", "lock"
 _FORMAT = 1
-# What NumPy raises on truncated, damaged and foreign files.
-_DAMAGE = (OSError, ValueError, SyntaxError, tokenize.TokenError, ArithmeticError, MemoryError)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Fields = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 Spans = list[tuple[int, int]]
@@ -37,7 +36,10 @@ class MemoryStore:
     """Arrays in memory, touched by the operating system only as they fill."""
 
     def __init__(self, rows: int, fields: Fields) -> None:
-        self.arrays = {name: np.empty((rows, *shape), dtype) for name, (shape, dtype) in fields.items()}
+        try:
+            self.arrays = {name: np.empty((rows, *shape), dtype) for name, (shape, dtype) in fields.items()}
+        except MemoryError as error:
+            raise ValueError(f"capacity must be rows that memory can hold, got {rows} ({error}); lower it") from error
         self.spans: Spans = []
 
     def publish(self, spans: Spans) -> None:
@@ -116,13 +118,16 @@ class DirectoryStore:
         """Return the spans that an index names, once everything in it is as it must be."""
         try:
             found = json.loads(path.read_text())
-            spans = [(int(first), int(count)) for first, count in found.pop("spans")]
-            is_sound = len(spans) == found["parts"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            spans = [(first, count) for first, count in found.pop("spans")]
+            is_sound = len(spans) == found["parts"] and all(type(number) is int for span in spans for number in span)
+        except OSError:  # a disk that fails, not the file's content
+            raise
+        except Exception as error:  # whatever reading anything as JSON, and as this one, raises
             raise ValueError(f"{path} is not the index of a replay ({error}); take another directory") from error
         if found != self._facts:
+            held = f"{found!r:.2000}"  # it may say anything, at any length
             raise ValueError(
-                f"directory must hold a replay of the same sizes, {self._facts}, got {found} in {path}; give the sizes "
+                f"directory must hold a replay of the same sizes, {self._facts}, got {held} in {path}; give the sizes "
                 "it was made with or take another directory"
             )
         if not is_sound or not all(0 <= first < rows and 0 <= count <= rows for first, count in spans):
@@ -158,16 +163,17 @@ class DirectoryStore:
             _take_room(path)
             return made
         try:
-            size = path.stat().st_size
-            array = np.lib.format.open_memmap(path, mode="r+")
-            if path.stat().st_size != size:  # mapping it has filled it up with zeros
-                os.truncate(path, size)
-                raise ValueError(f"it has {size} bytes of {array.offset + array.nbytes}")
-        except _DAMAGE as error:
+            with path.open("rb") as file:  # before it is mapped: that would make the file as long as its header says
+                found, is_fortran, kind = _HEADERS[np.lib.format.read_magic(file)](file)
+                start = file.tell()
+            size, wanted = path.stat().st_size, start + math.prod(found) * kind.itemsize
+            if size != wanted and (found, kind) == (shape, dtype):
+                raise ValueError(f"it has {size} bytes of {wanted}")
+        except Exception as error:  # NumPy raises about anything on truncated, damaged and foreign files
             raise ValueError(f"{path} is not an array of the replay in its directory ({error}); restore it") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise ValueError(f"{path} must hold {dtype} {shape}, got {array.dtype} {array.shape}; restore it")
-        return array
+        if (found, kind) != (shape, dtype) or (is_fortran and len(shape) > 1):
+            raise ValueError(f"{path} must hold {dtype} {shape}, got {kind} {found}; restore it")
+        return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _take_room(path: Path) -> None:

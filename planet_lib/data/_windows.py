@@ -13,6 +13,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from planet_lib._shapes import shown
 from planet_lib.data._obs import dtype_of, flat_fields, nested_obs
 from planet_lib.data._prefetch import Prefetch
 from planet_lib.data._ring import Part, Uniform, draw
@@ -90,12 +91,17 @@ class Sampler:
             raise ValueError(f"out must have the fields {sorted(expected)}, got {sorted(given)}; leave it out once")
         for name, value in expected.items():
             got = given[name]
+            if not isinstance(got, Tensor):
+                raise TypeError(f"out.{name} must be a tensor, got {shown(got)}; give a Batch that sample returned")
             fits = (got.shape, got.dtype, got.device.type) == (value.shape, value.dtype, "cpu")
-            if not fits or not got.is_contiguous():
+            if not fits or got.layout != torch.strided or not got.is_contiguous() or got.requires_grad:
+                kind = "with gradients" if got.requires_grad else f"on {got.device}"
                 raise ValueError(
                     f"out.{name} must be {value.dtype} {list(value.shape)}, contiguous on the CPU, got {got.dtype} "
-                    f"{list(got.shape)} on {got.device}; give a batch of the same batch_size and length"
+                    f"{list(got.shape)} {kind}; give a batch of the same batch_size and length"
                 )
+        if len({value.data_ptr() for value in given.values()}) < len(given):
+            raise ValueError("out must have memory of its own for each field, got fields that share it; clone them")
 
     def draw(self, batch_size: int, length: int, *, uniform: Uniform, across: bool) -> Drawn:
         """Settle what the next batch holds.
@@ -164,9 +170,11 @@ class Sampler:
         """
         fresh = np.random.PCG64(0)
         try:
+            if not isinstance(state, Mapping):
+                raise TypeError("no mapping")
             fresh.state = state["generator"]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"state must be what SequenceReplay.state_dict() returned, got {state!r:.80}") from error
+        except Exception as error:  # whatever NumPy raises on anything
+            raise ValueError(f"state must be what SequenceReplay.state_dict() returned, got {shown(state)}") from error
         self.generator = np.random.Generator(fresh)
 
 

@@ -9,7 +9,6 @@ Differences from the source: the final observation is recorded too, and each row
 to its observation; termination and truncation stay apart; what enters is checked at the step where it enters.
 """
 
-import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -18,11 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from planet_lib._shapes import check_count, check_flag, check_positive, check_whole
 from planet_lib.data._collect_checks import (
     action_dim_of,
     check_action,
+    check_players,
     check_vector_env,
     checked_actions,
+    checked_answer,
+    checked_flag,
+    checked_obs,
+    checked_rows,
+    checked_seeds,
+    checked_steps,
 )
 from planet_lib.data._record import Record, blank, row_of, tensors
 from planet_lib.types import Episode, Observation
@@ -112,20 +119,25 @@ def run_episode(
         >>> episode.obs.ravel().tolist(), episode.reward.tolist(), episode.terminated.tolist()
         ([3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0], [False, False, False, True])
     """
+    check_players(env, policy, on_step=on_step)
+    if seed is not None:
+        check_whole("seed", seed, least=0, most=2**10_000)  # how large it may be is for the environment to say
     action_dim = action_dim_of(getattr(env, "action_space", None), "env.action_space")
-    record = Record(env.reset(seed=seed)[0])
+    record = Record(checked_answer(env.reset(seed=seed), "env.reset", "step 0")[0])
     state: Any = None
     terminated = truncated = False
     while not (terminated or truncated):
         step, where = record.steps + 1, record.next_step
         with torch.no_grad():
-            given, state = policy(tensors([record.obs[-1]]), torch.tensor([step == 1]), state)
+            answer = policy(tensors([record.obs[-1]]), torch.tensor([step == 1]), state)
+        given, state = checked_answer(answer, "policy", where)
         action = checked_actions(given, where, None, action_dim)[0]
         check_action(action, where)
         action_dim = len(action)
-        obs, reward, ended, out_of_time, _ = env.step(action.copy())
+        obs, reward, ended, out_of_time, _ = checked_answer(env.step(action.copy()), "env.step", where)
         record.add(action, obs, reward)
-        terminated, truncated = bool(ended), bool(out_of_time)
+        terminated = checked_flag(ended, "terminated", where)
+        truncated = checked_flag(out_of_time, "truncated", where)
         if on_step is not None:
             on_step(step)
     return record.episode(terminated, truncated)
@@ -146,9 +158,12 @@ def run_episodes(
     keeps its last observation (zeros where it never had one), has is_first at every call, and its action is ignored.
 
     Each episode equals `run_episode` of its seed where the policy treats rows alike and apart, and is not random. An
-    agent that draws its noise from one generator draws other noise in another row, and after a restart.
+    agent that draws its noise from one generator draws other noise in another row, so its episodes are the same each
+    time for the same seeds, generator and B.
 
-    A restarted environment drops its unfinished episode and plays the same seed again.
+    An episode that is lost (infos["restarted"]) is played again from its seed; the steps that were in vain have moved a
+    policy's generator on. `planet_lib.envs.make_vector_env` brings a failed worker's episode back where it can, and
+    then everything is as if it had not failed.
 
     Args:
         env: several environments; see `VectorEnvironment`, and `Environment` for the observations of each.
@@ -183,9 +198,10 @@ def run_episodes(
         >>> [episode.obs.ravel().tolist() for episode in episodes]
         [[3.0, 2.0, 1.0, 0.0], [1.0, 0.0], [2.0, 1.0, 0.0]]
     """
+    check_players(env, policy, on_step=on_step, on_episode=on_episode)
     check_vector_env(env)
     action_dim = action_dim_of(getattr(env, "single_action_space", None), "env.single_action_space")
-    wanted = [operator.index(seed) for seed in seeds]
+    wanted = checked_seeds(seeds)
     waiting, lost = deque(range(len(wanted))), dict[int, int]()
     playing: dict[int, Record] = {}
     last: list[Any] = [None] * env.num_envs
@@ -197,7 +213,8 @@ def run_episodes(
         begins = [row not in playing or playing[row].steps == 0 for row in range(env.num_envs)]
         calls += 1
         with torch.no_grad():
-            given, state = policy(tensors(last), torch.tensor(begins), state)
+            answer = policy(tensors(last), torch.tensor(begins), state)
+        given, state = checked_answer(answer, "policy", f"call {calls}")
         actions = checked_actions(given, f"call {calls} of the policy", env.num_envs, action_dim)
         action_dim = actions.shape[1]
         for row in range(env.num_envs):
@@ -205,8 +222,8 @@ def run_episodes(
                 check_action(actions[row], playing[row].next_step)
             else:
                 actions[row] = 0
-        obs, reward, terminated, truncated, info = env.step(actions.copy())
-        restarted = info.get("restarted", np.zeros(env.num_envs, np.bool_))
+        found = checked_steps(env.step(actions.copy()), f"call {calls}", env.num_envs)
+        obs, reward, terminated, truncated, restarted = found
         for row, record in list(playing.items()):
             steps += 1
             if not restarted[row]:
@@ -248,8 +265,9 @@ def random_policy(
         >>> choose(torch.zeros(3, 3), torch.ones(3, dtype=torch.bool), None)[0].sum(1).tolist()
         [1.0, 1.0, 1.0]
     """
-    if action_dim < 1:
-        raise ValueError(f"action_dim must be greater than 0, got {action_dim}")
+    check_positive(action_dim=action_dim)
+    check_count(action_dim=action_dim)
+    check_flag(one_hot=one_hot)
     if not isinstance(generator, (np.random.Generator, torch.Generator)):
         raise TypeError(
             f"generator must be a numpy.random.Generator or torch.Generator, got {type(generator).__name__}; "
@@ -295,9 +313,12 @@ def _give_work(
         return
     seed = [seeds[given[row]] if row in given else None for row in range(env.num_envs)]
     mask = np.array([row in given for row in range(env.num_envs)])
-    obs, _ = env.reset(seed=seed, options={"reset_mask": mask})
+    obs, _ = checked_answer(env.reset(seed=seed, options={"reset_mask": mask}), "env.reset", "reset")
+    checked_rows(obs, "observation", "reset", env.num_envs)
     for row, number in given.items():
         playing[row] = Record(row_of(obs, row), number, seeds[number])
         last[row] = playing[row].obs[0]
-    unseen = blank(last[next(iter(given))])
+    unseen = blank(next(seen for seen in last if seen is not None))
+    for row, number in given.items():  # rows that differ would make no batch
+        checked_obs(last[row], f"seed {seeds[number]}, step 0", unseen)
     last[:] = [unseen if seen is None else seen for seen in last]

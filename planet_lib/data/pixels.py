@@ -20,6 +20,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from planet_lib._shapes import is_whole, shown
 from planet_lib.types import Observation
 
 _BYTES_PER_DRAW = 8
@@ -57,8 +58,8 @@ def dequantise(
         The images [..., C, Y, X], of `dtype`, on the device of `obs`: `out` where it was given.
 
     Raises:
-        TypeError: where obs is not uint8, or noise or dtype is not floating.
-        ValueError: where bits, the shape of noise, or out doesn't fit.
+        TypeError: where obs is not uint8, or noise or dtype is not floating, or a tensor is not dense.
+        ValueError: where bits, the shape or device of noise, or out doesn't fit.
 
     Source: google-research/planet, `tools/preprocess.py`.
 
@@ -72,6 +73,7 @@ def dequantise(
         True
     """
     _check_pixels(obs, bits, noise, dtype, out)
+    bits = int(bits)
     wide = dtype if dtype == torch.float64 else torch.float32
     if noise is not None:
         image = (obs >> (8 - bits)).to(wide).add_(noise).mul_(2.0**-bits).sub_(0.5)
@@ -132,6 +134,8 @@ def prepare(
         return _prepare("obs", obs, bits, noise, dtype)
     if not obs:
         raise ValueError("obs must have at least one entry, got an empty dictionary")
+    for name, value in obs.items():  # all of them before the first one draws noise
+        _check_prepared(f"obs[{name!r}]", value)
     if noise is None:
         return {name: _prepare(f"obs[{name!r}]", value, bits, None, dtype) for name, value in obs.items()}
     if not isinstance(noise, dict):
@@ -163,7 +167,7 @@ def to_uint8(image: Tensor) -> Tensor:
         >>> to_uint8(torch.tensor([-0.7, -0.5, 0.0, 0.499, 0.5, float("nan")]))
         tensor([  0,   0, 128, 255, 255,   0], dtype=torch.uint8)
     """
-    if not isinstance(image, Tensor) or not image.is_floating_point():
+    if not isinstance(image, Tensor) or not image.is_floating_point() or image.layout != torch.strided:
         raise TypeError(f"image must be a floating tensor with values in [-0.5, 0.5), got {_describe(image)}")
     wide = image.detach().to(torch.promote_types(image.dtype, torch.float32))
     return wide.add(0.5).mul_(256).nan_to_num_(nan=0.0).floor_().clamp_(0, 255).to(torch.uint8)
@@ -171,12 +175,18 @@ def to_uint8(image: Tensor) -> Tensor:
 
 def _prepare(name: str, obs: object, bits: int, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Dequantise one tensor where it is uint8, and hand it back where it is floating."""
+    tensor = _check_prepared(name, obs)
+    return dequantise(tensor, bits=bits, noise=noise, dtype=dtype) if tensor.dtype == torch.uint8 else tensor
+
+
+def _check_prepared(name: str, obs: object) -> Tensor:
+    """Return an observation, or raise where it is neither pixels nor floats."""
     if not isinstance(obs, Tensor):
         remedy = "; flatten nested dictionaries into one" if isinstance(obs, dict) else ""
         raise TypeError(f"{name} must be a uint8 or float tensor, got {type(obs).__name__}{remedy}")
-    if obs.dtype == torch.uint8:
-        return dequantise(obs, bits=bits, noise=noise, dtype=dtype)
-    if not obs.is_floating_point():
+    if obs.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {_describe(obs)}; convert it with to_dense()")
+    if obs.dtype != torch.uint8 and not obs.is_floating_point():
         raise TypeError(f"{name} must be uint8 (images) or float (vectors), got {obs.dtype}")
     return obs
 
@@ -221,7 +231,7 @@ def _is_grid(obs: Tensor) -> bool:
     if obs.ndim < 3:
         return False
     num_t, num_b = obs.shape[:2]
-    return 8 * (num_t + num_b) < num_t * num_b
+    return obs.numel() > 0 and 8 * (num_t + num_b) < num_t * num_b
 
 
 def _noise_tables(obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,29 +258,35 @@ def _random_bytes(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _check_pixels(obs: Tensor, bits: int, noise: Tensor | None, dtype: torch.dtype, out: Tensor | None) -> None:
     """Raise for arguments that `dequantise` can't convert; reads types and shapes only."""
-    if not isinstance(obs, Tensor) or obs.dtype != torch.uint8:
+    if not isinstance(obs, Tensor) or obs.dtype != torch.uint8 or obs.layout != torch.strided:
         raise TypeError(
             f"obs must be a uint8 tensor of pixels, got {_describe(obs)}; pass the pixels as the environment gives "
             "them, 0 to 255 (floats, such as vector observations, need no dequantise)"
         )
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits must be between 1 and 8, got {bits}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating type, got {dtype}")
+    if not is_whole(bits, 1, 8):
+        raise ValueError(f"bits must be between 1 and 8, got {shown(bits)}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating type, got {shown(dtype)}")
     if noise is not None:
-        if not isinstance(noise, Tensor) or not noise.is_floating_point():
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.layout != torch.strided:
             raise TypeError(f"noise must be a floating tensor with values in [0, 1), got {_describe(noise)}")
         if noise.shape != obs.shape:
             raise ValueError(f"noise must have the shape of obs, {list(obs.shape)}, got {list(noise.shape)}")
+        if noise.device != obs.device:
+            raise ValueError(f"noise must be on the device of obs, {obs.device}, got {noise.device}; move it there")
     if out is not None:
         fits = isinstance(out, Tensor) and (out.shape, out.dtype, out.device) == (obs.shape, dtype, obs.device)
-        if not fits or not out.is_contiguous():
+        if not fits or out.layout != torch.strided or not out.is_contiguous() or out.requires_grad:
             got = f"{list(out.shape)} on {out.device}" if isinstance(out, Tensor) else "none"
+            got += ", with gradients" if isinstance(out, Tensor) and out.requires_grad else ""
             raise ValueError(
-                f"out must be {dtype} {list(obs.shape)}, contiguous on {obs.device}, got {_describe(out)}, {got}"
+                f"out must be {dtype} {list(obs.shape)}, contiguous on {obs.device} (dtype, obs), got "
+                f"{_describe(out)}, {got}"
             )
 
 
 def _describe(value: object) -> str:
-    """Name the type of an argument for an error: a tensor by its dtype."""
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+    """Name the type of an argument for an error: a tensor by its dtype, and by its layout where it is sparse."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"a {value.dtype} tensor" if value.layout == torch.strided else f"a {value.dtype} tensor, {value.layout}"

@@ -10,6 +10,7 @@ ones; windows cross from one episode into the next only where that is asked for;
 sampling touches no Python object per step or episode.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,16 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from planet_lib._shapes import check_choice, check_count
+from planet_lib._shapes import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_path,
+    check_whole,
+    checked_device,
+    is_whole,
+    shown,
+)
 from planet_lib.data._checks import check_episode
 from planet_lib.data._obs import dtype_of, flat_fields
 from planet_lib.data._ring import INDEX_BYTES, UNIFORM, Part, Uniform
@@ -87,6 +97,9 @@ class SequenceReplay:
         seed: int = 0,
     ) -> None:
         check_count(action_dim=action_dim, num_envs=num_envs)
+        check_whole("seed", seed, least=0, most=2**10_000)
+        if directory not in (None, ""):  # the store has words of its own for an empty one
+            directory = check_path("directory", directory)
         action_dim, num_envs = int(action_dim), int(num_envs)  # NumPy's integers have limits of their own
         self._obs_shape = checked_shapes(obs_shape, obs_dtype)
         self._flat_shapes: dict[str, tuple[int, ...]] = flat_fields({"obs": self._obs_shape})
@@ -97,7 +110,7 @@ class SequenceReplay:
             "reward": ((), np.dtype(np.float32)),
             **dict.fromkeys(_FLAGS, ((), np.dtype(np.bool_))),
         }
-        row_bytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in fields.values())
+        row_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in fields.values())
         size = rows_per_part(capacity, max_bytes, num_envs, row_bytes + INDEX_BYTES, INDEX_BYTES)
         self._parts = [Part(size) for _ in range(num_envs)]
         self._is_closed, self._is_unpublished, self._process = False, False, os.getpid()
@@ -173,7 +186,11 @@ class SequenceReplay:
 
     def extend(self, episodes: Iterable[Episode]) -> None:
         """Add episodes one after the other; one that is wrong raises as in `add`, and those before it stay."""
-        for episode in episodes:
+        try:
+            each = iter(episodes)
+        except TypeError as error:
+            raise TypeError(f"episodes must be something that holds Episodes, got {shown(episodes)}") from error
+        for episode in each:
             self.add(episode)
 
     def append(
@@ -269,6 +286,7 @@ class SequenceReplay:
         """
         check_count(batch_size=batch_size, length=length)
         check_choice("uniform", uniform, UNIFORM)
+        check_flag(across=across)
         self._check_readable()
         if out is not None:
             self._sampler.check(out, batch_size, length)
@@ -308,14 +326,16 @@ class SequenceReplay:
             ValueError: where an argument is out of range; once the first batch is asked for, where nothing is stored.
         """
         self._check_readable()
-        sent_to = None if device is None else torch.device(device)
+        sent_to = None if device is None else checked_device("device", device)
         check_count(batch_size=batch_size, length=length)
         check_choice("uniform", uniform, UNIFORM)
-        if count < 0 or prefetch < 0:
-            raise ValueError(f"count and prefetch must be at least 0, got {count} and {prefetch}")
+        check_flag(reuse=reuse, across=across)
+        if not is_whole(count, 0, 2**63 - 1) or not is_whole(prefetch, 0):
+            got = f"{shown(count)} and {shown(prefetch)}"
+            raise ValueError(f"count and prefetch must be at least 0, got {got}; give whole numbers")
         drawing = partial(self._sampler.draw, batch_size, length, uniform=uniform, across=across)
         return self._sampler.batches(
-            drawing, batch_size, length, count=count, ahead=prefetch, reuse=reuse, device=sent_to
+            drawing, batch_size, length, count=int(count), ahead=min(prefetch, count), reuse=reuse, device=sent_to
         )
 
     def episodes(self) -> Iterator[Episode]:

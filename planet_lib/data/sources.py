@@ -9,6 +9,7 @@ Source: the layout of a dataset is that of Minari (https://minari.farama.org), T
 
 import importlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from planet_lib._shapes import check_path, shown
 from planet_lib.data._checks import check_episode
 from planet_lib.data._obs import check_names
 from planet_lib.data.episodes import load_episode, load_episodes
@@ -65,12 +67,14 @@ def read_episodes(
         ...     [read.obs.shape for read in read_episodes(folder, obs="joints")]
         [(3, 2)]
     """
-    name = os.fspath(source)
+    name = check_path("source", source)
+    _check_obs_name(obs)
     if name.startswith(_SCHEME):
         return minari_episodes(name.removeprefix(_SCHEME), obs=obs, action_low=action_low, action_high=action_high)
     if action_low is not None or action_high is not None:
         raise ValueError(
-            f"action_low and action_high must be None for {name}: the actions in episode files lie in [-1, 1] already"
+            f"action_low and action_high must be None for {name}, got {shown(action_low)} and {shown(action_high)}: "
+            "the actions in episode files lie in [-1, 1] already"
         )
     return (_pick(episode, obs, name) for episode in _from_files(Path(name)))
 
@@ -100,8 +104,14 @@ def minari_episodes(
             than actions and one, or breaks a rule of `Episode`.
         ImportError: minari is not installed.
     """
+    _check_obs_name(obs)
     if isinstance(dataset, str):
         dataset = _load(dataset)
+    spaces = [getattr(getattr(dataset, name, None), "shape", ...) for name in ("observation_space", "action_space")]
+    is_one = hasattr(dataset, "spec") and hasattr(dataset, "iterate_episodes") and ... not in spaces
+    if isinstance(dataset, type) or not is_one:
+        got = shown(dataset)
+        raise TypeError(f"dataset must be the name of a Minari dataset or a minari.MinariDataset, got {got}")
     name = f"{_SCHEME}{dataset.spec.dataset_id}"
     observe = _observer(dataset.observation_space, obs, name)
     act = _actor(dataset.action_space, action_low, action_high, name)
@@ -119,10 +129,18 @@ def shapes_of(episode: Episode) -> tuple[tuple[int, ...] | dict[str, tuple[int, 
         >>> shapes_of(episode)
         ({'camera': (1, 8, 8), 'joints': (2,)}, 1)
     """
+    check_episode(episode)
     obs, action_dim = episode.obs, int(episode.action.shape[1])
     if isinstance(obs, dict):
         return {name: tuple(value.shape[1:]) for name, value in obs.items()}, action_dim
     return tuple(obs.shape[1:]), action_dim
+
+
+def _check_obs_name(obs: str | None) -> None:
+    """Raise unless the entry that is wanted of dictionaries has a name, or there is none."""
+    given: object = obs
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"obs must be the name of an entry or None, got {shown(given)}")
 
 
 def _from_files(path: Path) -> Iterator[Episode]:
@@ -168,28 +186,33 @@ def _load(name: str) -> Any:
             f'"{_SCHEME}{name}" must be a dataset on this machine, got none: get it with `minari download {name}`, or '
             "say with MINARI_DATASETS_PATH where yours lie"
         ) from error
+    except Exception as error:  # names that Minari, or its file system, takes for none
+        raise ValueError(
+            f'dataset must be the name of a Minari dataset, as in "D4RL/door/human-v2", got {shown(name)} ({error})'
+        ) from error
 
 
 def _converted(recorded: Any, observe: Reader, act: Callable[[Any], Array], name: str) -> Episode:
     """Return an episode of Minari's as one of ours, or raise with its number."""
     try:
-        if not len(recorded.actions):
+        actions = _array(recorded.actions, "actions")
+        if not len(actions):
             raise ValueError("actions must be at least one, got none; leave the episode out with filter_episodes")
-        obs, action = observe(recorded.observations), act(recorded.actions)
+        obs, action = observe(recorded.observations), act(actions)
         entries = list(obs.values()) if isinstance(obs, dict) else [obs]
         rows = np.arange(len(action) + 1)
         if any(len(entry) != len(rows) for entry in entries):
             got = sorted({len(entry) for entry in entries})
             raise ValueError(f"observations must be {len(rows)}, one more than actions, got {got}")
         with np.errstate(over="ignore"):  # what overflows becomes inf, which the check names
-            reward = np.concatenate([[0.0], recorded.rewards]).astype(np.float32)
+            reward = np.concatenate([[0.0], _array(recorded.rewards, "rewards", num_axes=1)]).astype(np.float32)
         episode = Episode(
             obs=obs,
             action=np.concatenate([np.zeros_like(action, shape=(1, action.shape[1])), action]),
             reward=reward,
             is_first=rows == 0,
-            terminated=np.concatenate([[False], recorded.terminations]).astype(np.bool_),
-            truncated=np.concatenate([[False], recorded.truncations]).astype(np.bool_),
+            terminated=_flags(recorded.terminations, "terminations"),
+            truncated=_flags(recorded.truncations, "truncations"),
         )
         check_episode(episode)
     except (ValueError, TypeError) as error:  # and not their type: NumPy's own take other arguments
@@ -233,11 +256,12 @@ def _reader(space: Any, where: str) -> Callable[[Any], Array]:
     if not _is_image(space):
         flatten = _flattener(space, where)
         return lambda values: np.ascontiguousarray(flatten(values))
-    if len(space.shape) == 2:
-        return lambda values: np.asarray(values)[:, None]
+    axes = len(space.shape) + 1
+    if axes == 3:
+        return lambda values: _array(values, where, num_axes=axes)[:, None]
     if space.shape[-1] <= space.shape[0]:  # the channels are the shorter end, and here the last
-        return lambda values: np.ascontiguousarray(np.asarray(values).transpose(0, 3, 1, 2))
-    return np.asarray
+        return lambda values: np.ascontiguousarray(_array(values, where, num_axes=axes).transpose(0, 3, 1, 2))
+    return lambda values: _array(values, where, num_axes=axes)
 
 
 def _flattener(space: Any, where: str) -> Callable[[Any], Array]:
@@ -253,7 +277,30 @@ def _flattener(space: Any, where: str) -> Callable[[Any], Array]:
         return lambda values: _one_hot(values, space, where)
     if kind not in ("Box", "MultiBinary") or len(space.shape) == 3:
         raise ValueError(f"{where} must be uint8 images, vectors or choices, got {space}; convert them beforehand")
-    return lambda values: np.asarray(values, np.float32).reshape(len(values), -1)
+
+    def flatten(values: Any) -> Array:
+        given = _array(values, where)
+        with np.errstate(over="ignore"):  # what overflows becomes inf, which the check names
+            return given.astype(np.float32).reshape(len(given), math.prod(given.shape[1:]))
+
+    return flatten
+
+
+def _array(values: Any, where: str, *, kinds: str = "biuf", num_axes: int | None = None) -> Array:
+    """Return what was recorded as an array of numbers, step by step, or raise."""
+    try:
+        given = np.asarray(values)
+    except Exception as error:  # ragged lists, and whatever an object makes of it
+        raise ValueError(f"{where} must be an array, got {shown(values)}") from error
+    if given.ndim < 1 or given.dtype.kind not in kinds or (num_axes or given.ndim) != given.ndim:
+        rows = {None: "one row a step", 1: "one a step"}.get(num_axes, f"one row a step, {num_axes} axes in all")
+        raise ValueError(f"{where} must be an array of numbers, {rows}, got {shown(values)}")
+    return given
+
+
+def _flags(values: Any, where: str) -> Array:
+    """Return flags of steps, behind that of the reset, or raise."""
+    return np.concatenate([[False], _array(values, where, kinds="biu", num_axes=1)]).astype(np.bool_)
 
 
 def _is_image(space: Any) -> bool:
@@ -270,10 +317,8 @@ def _actor(space: Any, low: Bound, high: Bound, name: str) -> Callable[[Any], Ar
         return lambda values: _one_hot(values, space, where)
     if kind != "Box":
         raise ValueError(f"{where} must be a Box or Discrete, got {space}; convert them beforehand")
-    ends = [
-        np.broadcast_to(np.asarray(own if given is None else given, np.float64), space.shape).ravel()
-        for own, given in ((space.low, low), (space.high, high))
-    ]
+    own = {"action_low": (space.low, low), "action_high": (space.high, high)}
+    ends = [_end(end, *bounds, space.shape) for end, bounds in own.items()]
     if not np.isfinite(ends).all() or not (ends[0] < ends[1]).all():
         raise ValueError(
             f"{where} must have finite bounds, low < high, got {ends[0].tolist()} and {ends[1].tolist()}; give "
@@ -282,7 +327,10 @@ def _actor(space: Any, low: Bound, high: Bound, name: str) -> Callable[[Any], Ar
     middle, half = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
 
     def rescale(values: Any) -> Array:
-        scaled = (np.asarray(values, np.float64).reshape(len(values), -1) - middle) / half
+        given = np.asarray(values, np.float64).reshape(len(values), -1)
+        if given.shape[1] != len(half):
+            raise ValueError(f"actions must be {len(half)} numbers a step (the action space), got {given.shape[1]}")
+        scaled = (given - middle) / half
         beyond = ~(np.abs(scaled) <= 1 + _TOLERANCE)
         if beyond.any():
             step, dimension = np.argwhere(beyond)[0]
@@ -294,6 +342,17 @@ def _actor(space: Any, low: Bound, high: Bound, name: str) -> Callable[[Any], Ar
         return np.clip(scaled, -1.0, 1.0).astype(np.float32)
 
     return rescale
+
+
+def _end(name: str, own: Any, given: Bound, shape: tuple[int, ...]) -> Array:
+    """Return one end of the actions, one number per dimension, or raise."""
+    try:
+        values = np.asarray(own if given is None else given)
+        if values.dtype.kind not in "iuf":
+            raise TypeError(f"got {values.dtype}")
+        return np.broadcast_to(values.astype(np.float64), shape).ravel()
+    except Exception as error:  # whatever NumPy raises on anything
+        raise TypeError(f"{name} must be a number, or one for each of {list(shape)}, got {shown(given)}") from error
 
 
 def _one_hot(values: Any, space: Any, where: str) -> Array:

@@ -5,8 +5,8 @@ observations are uint8 images [C, Y, X], float32 vectors [N] or dictionaries of 
 the action repeat.
 The contract itself is `planet_lib.envs.wrappers.StandardEnv`.
 
-This package stands alone: it imports nothing else of planet_lib, and the rest of planet_lib never imports it. It
-imports neither gymnasium nor dm_control before `make_env` is called, since both are extras.
+This package stands alone: it imports nothing else of planet_lib but checks, and the rest of planet_lib never imports
+it. It imports neither gymnasium nor dm_control before `make_env` is called, since both are extras.
 
 Source: the environments of PlaNet, arXiv:1811.04551 and google-research/planet.
 """

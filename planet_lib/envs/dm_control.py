@@ -188,16 +188,17 @@ def check_task(domain: str, task: str) -> None:
         >>> check_task("pendulum", "balance")
         Traceback (most recent call last):
             ...
-        ValueError: dm_control's domain pendulum has no task 'balance'; it has swingup
+        ValueError: env must be a task of the suite, got 'dmc:pendulum-balance': dm_control's domain pendulum has no \
+task 'balance'; it has swingup
     """
-    tasks = suite.TASKS_BY_DOMAIN.get(domain)
+    tasks, got = suite.TASKS_BY_DOMAIN.get(domain), f"env must be a task of the suite, got {f'dmc:{domain}-{task}'!r}"
     if tasks is None:
         names = [f"dmc:{known}-{name}" for known, name in suite.ALL_TASKS]
         near = difflib.get_close_matches(f"dmc:{domain}-{task}", names, n=3, cutoff=0.6)
         hint = f"nearest: {', '.join(near)}" if near else f"domains: {', '.join(suite.TASKS_BY_DOMAIN)}"
-        raise ValueError(f"dm_control has no domain {domain!r}; {hint}")
+        raise ValueError(f"{got}: dm_control has no domain {domain!r}; {hint}")
     if task not in tasks:
-        raise ValueError(f"dm_control's domain {domain} has no task {task!r}; it has {', '.join(tasks)}")
+        raise ValueError(f"{got}: dm_control's domain {domain} has no task {task!r}; it has {', '.join(tasks)}")
 
 
 def _flatten(observation: Any) -> Array:

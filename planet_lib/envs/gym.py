@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import DependencyNotInstalled, Error, ResetNeeded
 
+from planet_lib.envs._fresh_world import FreshWorld
 from planet_lib.envs.extras import require
 from planet_lib.envs.rendering import (
     Quality,
@@ -57,7 +58,9 @@ def make_gym(
     except Error as error:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join('gym:' + each for each in near)}" if near else "see gymnasium.pprint_registry()"
-        raise ValueError(f"gymnasium has no environment {name!r}; {hint}") from error
+        raise ValueError(
+            f"env must be an id that is there, got {f'gym:{name}'!r}: gymnasium has no environment {name!r}; {hint}"
+        ) from error
     is_mujoco = "mujoco" in str(spec.entry_point)
     if camera is not None and not is_mujoco:
         raise ValueError(f"camera must be None for gym:{name}, which has no cameras, got {camera!r}")
@@ -76,6 +79,8 @@ def make_gym(
         raise ImportError(f"gym:{name} needs a package that is not installed: {_one_line(error)}") from error
     except Error as error:
         raise ValueError(f"gym:{name} cannot be made: {_one_line(error)}") from error
+    if "bipedal_walker" in str(spec.entry_point):
+        made = FreshWorld(made)
     if camera is not None:
         try:
             _check_camera(made, camera)
@@ -91,6 +96,9 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
     Gymnasium makes a viewer's GL context current only when it makes the viewer, so that drawing or closing one
     environment spoils the frames of the next. Here it is made current before each frame, and everything of it is
     freed in `close`, which also happens at exit. Rays show what Gymnasium's camera would show.
+
+    The free camera looks at the middle of where the geoms are when an episode starts. Gymnasium aims it once, at the
+    first frame, so that the frames of an episode differ with what was played before it.
 
     Args:
         env: an environment whose `unwrapped` has Gymnasium's `mujoco_renderer`, before its first frame.
@@ -108,12 +116,21 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
     def __init__(self, env: gymnasium.Env[Any, Any], *, quality: Quality, renderer: RendererChoice = "auto") -> None:
         gymnasium.utils.RecordConstructorArgs.__init__(self, quality=quality, renderer=renderer)
         gymnasium.Wrapper.__init__(self, env)
-        self._renderer = env.unwrapped.mujoco_renderer  # type: ignore[attr-defined]
+        self._renderer = env.unwrapped.mujoco_renderer  # type: ignore[attr-defined]  # what MuJoCo environments have
         self._is_auto, self._draws_rays = renderer == "auto", resolve_renderer(renderer) == "rays"
         self._rays: Any = None
+        self._ray_camera: Any = None
         self.renderer = "rays" if self._draws_rays else f"gl-{quality}"
         size = (self._renderer.height, self._renderer.width)
         tune(self._renderer.model, image_size=size, quality="tuned" if self._draws_rays else quality)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode, and aim the free camera at its start."""
+        result = self.env.reset(seed=seed, options=options)
+        camera = self._ray_camera if self._draws_rays else getattr(self._renderer.viewer, "cam", None)
+        if camera is not None:
+            _aim(camera, self._renderer)
+        return result
 
     def render(self) -> Any:
         """Return the present frame, uint8 [Y, X, 3]."""
@@ -148,7 +165,8 @@ class MujocoFrames(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
             from planet_lib.envs.rays import RayRenderer  # noqa: PLC0415 -- mujoco is an extra
 
             own = self._renderer
-            self._rays = RayRenderer(own.model, own.data, own.height, own.width, _viewer_camera(own))
+            self._ray_camera = _viewer_camera(own)
+            self._rays = RayRenderer(own.model, own.data, own.height, own.width, self._ray_camera)
             if self._is_auto:
                 announce_rays()
         return self._rays.render()
@@ -159,7 +177,7 @@ def _viewer_camera(renderer: Any) -> Any:
     import mujoco  # noqa: PLC0415 -- an extra
 
     camera = mujoco.MjvCamera()
-    camera.lookat[:] = np.median(renderer.data.geom_xpos, axis=0)
+    _aim(camera, renderer)
     camera.distance = renderer.model.stat.extent
     for name, value in (renderer.default_cam_config or {}).items():
         if isinstance(value, np.ndarray):
@@ -172,17 +190,25 @@ def _viewer_camera(renderer: Any) -> Any:
     return camera
 
 
+def _aim(camera: Any, renderer: Any) -> None:
+    """Let the camera look where Gymnasium's free one looks in a viewer that is made now."""
+    given = (renderer.default_cam_config or {}).get("lookat")
+    camera.lookat[:] = np.median(renderer.data.geom_xpos, axis=0) if given is None else given
+
+
 def _check_camera(env: gymnasium.Env[Any, Any], camera: int | str) -> None:
     """Raise unless the model has the camera: drawing an unknown name shows another view, an index ends the process."""
     import mujoco  # noqa: PLC0415 -- an extra
 
-    model = env.unwrapped.model  # type: ignore[attr-defined]
+    model = env.unwrapped.model  # type: ignore[attr-defined]  # likewise
     kind = mujoco.mjtObj.mjOBJ_CAMERA
     camera_index([mujoco.mj_id2name(model, kind, index) for index in range(model.ncam)], camera)
 
 
 def _import_registering(module: str, name: str) -> None:
     """Import the module that stands before an environment's id, or say where its name comes from."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f'env must be "gym:id" or "gym:module:id", got {f"gym:{module}:{name}"!r}')
     try:
         importlib.import_module(module)
     except ImportError as error:

@@ -8,14 +8,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from planet_lib._shapes import check_choice, shown
+
 Array = np.ndarray[Any, Any]
 Channels = Literal["all", "red", "grey"]
 
 
 def check_channels(channels: str) -> None:
     """Raise a `ValueError` unless `channels` is one of "all", "red", "grey"."""
-    if channels not in get_args(Channels):
-        raise ValueError(f"channels must be one of {', '.join(get_args(Channels))}, got {channels!r}")
+    check_choice("channels", channels, get_args(Channels))
+
+
+def check_obs(obs: str) -> None:
+    """Raise a `ValueError` unless `obs` is one of "pixels", "state", "both"."""
+    given: object = obs
+    if not isinstance(given, str) or given not in ("pixels", "state", "both"):
+        raise ValueError(f'obs must be "pixels", "state" or "both", got {shown(given)}')
 
 
 def keep_channels(image: Array, channels: Channels) -> Array:

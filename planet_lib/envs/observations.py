@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from planet_lib._errors import NonFiniteError
 from planet_lib.envs.images import Array, Channels, is_channels_last, keep_channels, resize_area
 
 Obs = Literal["pixels", "state", "both"]
@@ -120,6 +121,8 @@ def _vector(
 
     def observe(observation: Any) -> Array:
         try:
+            if np.iscomplexobj(observation):  # NumPy would drop the imaginary parts, with a warning
+                raise TypeError("complex numbers are no observation")
             with np.errstate(over="ignore"):
                 vector = np.asarray(spaces.flatten(space, observation), np.float32)
         except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -127,7 +130,7 @@ def _vector(
         if vector.shape != (size,):
             raise ValueError(f"{name} must flatten to [{size}], got {list(vector.shape)}")
         if not np.isfinite(vector).all():
-            raise ValueError(f"{name} must be finite in float32, got {vector}")
+            raise NonFiniteError(f"{name} must be finite in float32, got {vector}")
         return vector
 
     return spaces.Box(-np.inf, np.inf, (size,), np.float32), observe

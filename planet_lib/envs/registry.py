@@ -7,12 +7,14 @@ Source: the action repeats of table 1 and appendix A of arXiv:1811.04551, and sc
 google-research/planet.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from planet_lib._shapes import MOST, check_whole, shown
+from planet_lib.envs._checks import size_of
 from planet_lib.envs.extras import require
-from planet_lib.envs.images import Channels, check_channels
+from planet_lib.envs.images import Channels, check_channels, check_obs
 from planet_lib.envs.rendering import (
     Quality,
     RendererChoice,
@@ -87,15 +89,19 @@ def make_env(
         (True, False, False)
         >>> env.close()
     """
-    if obs not in ("pixels", "state", "both"):
-        raise ValueError(f'obs must be "pixels", "state" or "both", got {obs!r}')
-    size = _check_size(image_size)
+    check_obs(obs)
+    size = size_of(image_size)
     check_quality(quality)
     check_renderer(renderer)
     check_channels(channels)
-    drawn = (size[0] * _check_whole("supersample", supersample), size[1] * supersample)
+    check_whole("supersample", supersample, least=1, most=MOST // max(size))
+    drawn = (size[0] * int(supersample), size[1] * int(supersample))
     usual = default_action_repeat(env)
-    repeat = usual if action_repeat is None else _check_whole("action_repeat", action_repeat)
+    repeat = usual if action_repeat is None else action_repeat
+    check_whole("action_repeat", repeat, least=1)
+    given: object = camera
+    if not (given is None or isinstance(given, str | Integral)):
+        raise ValueError(f"camera must be -1 to the last, a name, or None, got {shown(camera)}")
     if not isinstance(env, str):
         made = _from_callable(env, camera, kwargs)
     elif env.startswith("dmc:"):
@@ -104,7 +110,7 @@ def make_env(
         )
     else:
         made = _from_gymnasium(env, obs=obs, image_size=drawn, camera=camera, renderer=renderer, **kwargs)
-    seen: dict[str, Any] = {"obs": obs, "image_size": size, "channels": channels, "action_repeat": repeat}
+    seen: dict[str, Any] = {"obs": obs, "image_size": size, "channels": channels, "action_repeat": int(repeat)}
     return _standardise(made, quality=quality, renderer=renderer, **seen)
 
 
@@ -126,10 +132,10 @@ def default_action_repeat(env: "str | Callable[..., gymnasium.Env[Any, Any]]") -
         scheme, _, rest = env.partition(":")
         if scheme not in ("dmc", "gym") or not rest:
             likely = "" if ":" in env else f'; did you mean "{"gym" if "-v" in env else "dmc"}:{env}"?'
-            raise ValueError(f'env must be "dmc:domain-task", "gym:id" or a callable, got {env!r}{likely}')
+            raise ValueError(f'env must be "dmc:domain-task", "gym:id" or a callable, got {shown(env)}{likely}')
         return _PAPER_REPEATS.get(rest.partition("-")[0], 2) if scheme == "dmc" else 1
     if not callable(env):
-        raise TypeError(f'env must be "dmc:domain-task", "gym:id" or a callable that makes one, got {env!r}')
+        raise TypeError(f'env must be "dmc:domain-task", "gym:id" or a callable that makes one, got {shown(env)}')
     return 1
 
 
@@ -184,7 +190,7 @@ def _standardise(
     from planet_lib.envs.wrappers import StandardEnv  # noqa: PLC0415 -- gymnasium is an extra
 
     if not isinstance(made, gymnasium.Env):
-        raise TypeError(f"the callable must return a gymnasium.Env, got {type(made).__name__}")
+        raise TypeError(f"env: the callable must return a gymnasium.Env, got {type(made).__name__}")
     try:
         if made.render_mode == "rgb_array" and hasattr(made.unwrapped, "mujoco_renderer"):
             made = MujocoFrames(made, quality=quality, renderer=renderer)
@@ -206,21 +212,3 @@ def _renderer_name(made: "gymnasium.Env[Any, Any]", obs: str) -> str:
     if any(part.dtype == "uint8" and len(part.shape or ()) == 3 for part in parts):
         return "own"
     return "none" if obs == "state" else getattr(made, "renderer", "own")
-
-
-def _check_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Return `image_size` as (Y, X), or raise."""
-    try:
-        height, width = (operator.index(size) for size in image_size)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"image_size must be (Y, X), two whole numbers, got {image_size!r}") from error
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be (Y, X), each at least 1, got {image_size!r}")
-    return height, width
-
-
-def _check_whole(name: str, value: int) -> int:
-    """Return `value`, or raise unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value

@@ -19,6 +19,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from planet_lib._shapes import check_choice, check_flag, is_whole, shown
+
 Quality = Literal["tuned", "fast", "suite"]
 RendererChoice = Literal["auto", "gl", "rays"]
 
@@ -64,6 +66,7 @@ def select_backend(*, required: bool = True) -> str:
         >>> select_backend(required=False) in ("egl", "osmesa", "glfw", "disabled", "default")
         True
     """
+    check_flag(required=required)
     chosen = os.environ.get("MUJOCO_GL", "").strip()
     if not chosen:
         if "mujoco" in sys.modules or sys.platform != "linux":
@@ -133,8 +136,7 @@ def _largest_side() -> int | None:
 
 def check_renderer(renderer: str) -> None:
     """Raise a `ValueError` unless `renderer` is one of "auto", "gl", "rays"."""
-    if renderer not in get_args(RendererChoice):
-        raise ValueError(f"renderer must be one of {', '.join(get_args(RendererChoice))}, got {renderer!r}")
+    check_choice("renderer", renderer, get_args(RendererChoice))
 
 
 def resolve_renderer(renderer: str) -> str:
@@ -173,17 +175,18 @@ def camera_index(names: Sequence[str | None], camera: int | str) -> int:
         1
     """
     known = [name for name in names if name]
-    index = names.index(camera) if camera in known else camera
-    if isinstance(index, bool) or not isinstance(index, int) or not -1 <= index < len(names):
+    index = names.index(camera) if isinstance(camera, str) and camera in known else camera
+    if isinstance(index, str) or not is_whole(index, -1, len(names) - 1):
         expected = f"-1 to {len(names) - 1}" if names else "-1 (the model has no cameras)"
-        raise ValueError(f"camera must be {expected}{' or one of ' if known else ''}{', '.join(known)}, got {camera!r}")
-    return index
+        raise ValueError(
+            f"camera must be {expected}{' or one of ' if known else ''}{', '.join(known)}, got {shown(camera)}"
+        )
+    return int(index)
 
 
 def check_quality(quality: str) -> None:
     """Raise a `ValueError` unless `quality` is one of "tuned", "fast", "suite"."""
-    if quality not in get_args(Quality):
-        raise ValueError(f"quality must be one of {', '.join(get_args(Quality))}, got {quality!r}")
+    check_choice("quality", quality, get_args(Quality))
 
 
 def tune(model: Any, *, image_size: tuple[int, int], quality: Quality) -> None:

@@ -8,7 +8,6 @@ worker, and steps on over an episode's end unless each end is reset; here a row 
 """
 
 import contextlib
-import operator
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,10 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from planet_lib.envs._checks import check_reset, numbers_of, seeds_of
 from planet_lib.envs._infos import batch_infos
-from planet_lib.envs._slots import Description, InProcess, LostError, Slot, end_all
+from planet_lib.envs._replacing import ReplacingSlots
+from planet_lib.envs._slots import Description, InProcess, Slot, end_all
 from planet_lib.envs.images import Array
 from planet_lib.envs.observations import Observation
 
@@ -35,15 +36,20 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     others as they are: the last observation, reward 0, and the flags with which they ended, until they are reset. So
     nothing resets itself (autoreset mode DISABLED), and the last observation of an episode is always seen.
 
-    A worker that raises, dies or takes longer than the timeout is replaced, with a `RuntimeWarning` that says why. Its
-    row then has infos["restarted"], the reason in infos["restart_reason"], and keeps the last observation that came:
-    the episode is lost, neither terminated nor truncated, and the row must be reset. In `reset` the replaced worker is
-    asked again, with the same seed. A row that fails more than `max_restarts` times without finishing an episode is an
-    error: what always fails is no accident.
+    A worker that raises, dies or takes longer than the timeout is replaced, with a `RuntimeWarning` that says why. In
+    `reset` the new worker is asked again. In `step` it plays the episode again, from the same seed with the same
+    actions, and then takes the step that failed: the row goes on as if nothing had happened, but for
+    infos["restored"]. The other rows wait meanwhile, for as long as the episode took until then.
+
+    Otherwise the episode is lost: where its reset had no seed; where `call` was used on that worker; where the same
+    step fails again; where the new worker gives other observations, rewards or flags than the old one; and after
+    100,000 steps. The row then has infos["restarted"] and keeps the last observation that came, neither terminated nor
+    truncated, and must be reset. Either way infos["restart_reason"] says what happened. A row that fails more than
+    `max_restarts` times without finishing an episode is an error: what always fails is no accident.
 
     Shapes: observations [N, ...] of what `StandardEnv` returns, or a dictionary of such; actions [N, A]; rewards [N]
-    float64; terminations, truncations and infos["restarted"] [N] bool. Arrays are new at each call. Infos that do not
-    fit together are object arrays [N]; those that cannot be pickled do not leave their worker.
+    float64; terminations, truncations, infos["restarted"] and infos["restored"] [N] bool. Arrays are new at each call.
+    Infos that do not fit together are object arrays [N]; those that cannot be pickled do not leave their worker.
 
     Attributes:
         action_repeat: of each environment, as are `renderer` and `num_actions`.
@@ -76,7 +82,7 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.observation_space = batch_space(first.observation_space, self.num_envs)
         self.action_space = batch_space(first.action_space, self.num_envs)
         self.max_restarts = max_restarts
-        self._failures = [0] * self.num_envs
+        self._replacing = ReplacingSlots(self._slots, max_restarts=max_restarts)
         blank = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)
         self._rows: list[Observation] = list(iterate(self.observation_space, blank))
         self._running, self._terminated, self._truncated, self._restarted = np.zeros((4, self.num_envs), np.bool_)
@@ -94,21 +100,21 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             The observations [N, ...], of the other rows as they were, and the infos of the rows that were reset.
         """
         self._check_open()
+        check_reset(None, options)
         settings = dict(options or {})
         rows = self._masked(settings.pop("reset_mask", None))
-        seeds = self._seeds(seed)
-        if isinstance(seed, int):
-            super().reset(seed=seed)
+        seeds = seeds_of(seed, self.num_envs)
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
         infos: dict[int, dict[str, Any]] = {}
-        failures: dict[int, str] = {}
         with self._all_or_nothing():
-            for row in rows:
-                self._slots[row].ask("reset", seed=seeds[row], options=settings or None)
-            for row in rows:
-                self._rows[row], infos[row] = self._insist(row, seeds[row], settings or None, failures)
-        self._running[rows] = True
-        self._terminated[rows] = self._truncated[rows] = self._restarted[rows] = False
-        _warn(failures)
+            outcome = self._replacing.reset(rows, seeds, settings or None)
+            for row, result in outcome.results.items():
+                self._rows[row], infos[row] = result
+            self._running[rows] = True
+            self._terminated[rows] = self._truncated[rows] = self._restarted[rows] = False
+        for row, reason in outcome.failures.items():
+            _warn(row, "", reason)
         return self._observations(), batch_infos(infos, self.num_envs)
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
@@ -119,84 +125,49 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             raise ResetNeeded("step needs a running episode in at least one row: call reset() first")
         values = self._checked(actions, rows)
         rewards = np.zeros(self.num_envs)
-        infos: dict[int, dict[str, Any]] = {row: {} for row in range(self.num_envs)}
-        failures: dict[int, str] = {}
+        infos: dict[int, dict[str, Any]] = {}
         with self._all_or_nothing():
-            for row in rows:
-                self._slots[row].ask("step", values[row])
-            for row in rows:
-                try:
-                    result = self._slots[row].answer()
-                except LostError as error:
-                    failures[row] = str(error)
-                    self._replace(row, failures[row])
-                    self._restarted[row] = True
-                    infos[row] = {"restart_reason": failures[row]}
-                else:
-                    self._rows[row], rewards[row], self._terminated[row], self._truncated[row], infos[row] = result
-        ended = self._terminated | self._truncated
-        for row in rows:
-            self._failures[row] *= not ended[row]
-        self._running &= ~(ended | self._restarted)
-        told = {row: {**info, "restarted": self._restarted[row]} for row, info in infos.items()}
+            results, failures, lost = self._replacing.step(rows, values)
+            for row, result in results.items():
+                self._rows[row], rewards[row], self._terminated[row], self._truncated[row], infos[row] = result
+            self._restarted[list(lost)] = True
+            self._running &= ~(self._terminated | self._truncated | self._restarted)
+        told: dict[int, dict[str, Any]] = {}
+        for row in range(self.num_envs):
+            restored = row in failures and row not in lost
+            told[row] = {**infos.get(row, {}), "restarted": self._restarted[row], "restored": restored}
+            if row in failures:
+                told[row]["restart_reason"] = failures[row]
         batch = batch_infos(told, self.num_envs)
-        _warn(failures)
+        for row, reason in failures.items():
+            _warn(row, f", and its episode is lost ({lost[row]})" if row in lost else ", which goes on for it", reason)
         return self._observations(), rewards, self._terminated.copy(), self._truncated.copy(), batch
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, or read an attribute, and return what each gives.
 
-        A restarted environment is as its constructor makes it: what was set by a call is gone.
+        A new worker's environment is as its constructor makes it: what was set by a call is gone. So an episode is lost
+        with a worker on which this was used. Reading with `get_attr` and drawing with `render` change nothing.
         """
-        self._check_open()
-        results = []
-        with self._all_or_nothing():
-            for slot in self._slots:
-                slot.ask(name, *args, **kwargs)
-            for row, slot in enumerate(self._slots):
-                try:
-                    results.append(slot.answer())
-                except LostError as error:
-                    raise RuntimeError(f"environment {row} failed in {name!r}: {error}") from None
-        return tuple(results)
+        return self._call(name, args, kwargs, changes=True)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment."""
-        return self.call(name)
+        return self._call(name, (), {}, changes=False)
 
     def render(self) -> tuple[Any, ...]:
         """Return what each environment draws."""
-        return self.call("render")
+        return self._call("render", (), {}, changes=False)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End every worker: each may close its environment first, and is killed where that takes seconds."""
         self._finalizer()
 
-    def _insist(
-        self, row: int, seed: int | None, options: dict[str, Any] | None, failures: dict[int, str]
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Return what resetting a row gives, from a new worker where the one that was asked is lost."""
-        while True:
-            try:
-                result: tuple[Observation, dict[str, Any]] = self._slots[row].answer()
-            except LostError as error:
-                failures[row] = str(error)
-                self._replace(row, failures[row])
-                self._slots[row].ask("reset", seed=seed, options=options)
-            else:
-                return result
-
-    def _replace(self, row: int, reason: str) -> None:
-        """Start a new worker for a row, or raise where that was tried often enough."""
-        self._failures[row] += 1
-        count = self._failures[row]
-        if count > self.max_restarts:
-            self._failures[row] = 0
-            raise RuntimeError(
-                f"environment {row} failed {count} times without finishing an episode "
-                f"(max_restarts={self.max_restarts}), the last time with: {reason}"
-            ) from None
-        self._slots[row].restart()
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, changes: bool) -> tuple[Any, ...]:
+        """Ask every environment, and return what each answers; `changes`: whether it may be another one then."""
+        self._check_open()
+        with self._all_or_nothing():
+            return tuple(self._replacing.call(name, args, kwargs, changes=changes))
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -223,30 +194,20 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         """Return the rows that a mask names, or all."""
         if mask is None:
             return list(range(self.num_envs))
-        given = np.asarray(mask)
+        given = numbers_of('options["reset_mask"]', mask, f"[{self.num_envs}] bool")
         if given.shape != (self.num_envs,) or given.dtype != np.bool_ or not given.any():
             raise ValueError(
-                f'options["reset_mask"] must be [{self.num_envs}] bool with at least one row True, got {mask!r}'
+                f'options["reset_mask"] must be [{self.num_envs}] bool with at least one row True, got {mask!r:.200}'
             )
         rows: list[int] = np.flatnonzero(given).tolist()
         return rows
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        """Return the seed of each row."""
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
-        seeds = [None if one is None else operator.index(one) for one in seed]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be one number, or one for each of {self.num_envs} rows, got {len(seeds)}")
-        return seeds
-
     def _checked(self, actions: Any, rows: list[int]) -> Array:
         """Return the actions as float32 [N, A], those of `rows` checked, before anything moves."""
-        values = np.asarray(actions, np.float32)
         space: Any = self.single_action_space
         expected = (self.num_envs, *space.shape)
+        with np.errstate(over="ignore"):  # what overflows becomes inf, which is outside
+            values = numbers_of("actions", actions, "[N, A]").astype(np.float32)
         if values.shape != expected:
             raise ValueError(f"actions must be [N, A] with N={expected[0]}, A={expected[1]}, got {list(values.shape)}")
         for row in rows:
@@ -274,7 +235,6 @@ def _described(slots: list[Slot]) -> Description:
     return first
 
 
-def _warn(failures: dict[int, str]) -> None:
-    """Say which rows have a new worker, and why; last of all, since a warning may be made an error."""
-    for row, reason in failures.items():
-        warnings.warn(f"environment {row} has a new worker: {reason}", RuntimeWarning, stacklevel=3)
+def _warn(row: int, outcome: str, reason: str) -> None:
+    """Say that a row has a new worker, and why; last of all, since a warning may be made an error."""
+    warnings.warn(f"environment {row} has a new worker{outcome}: {reason}", RuntimeWarning, stacklevel=3)

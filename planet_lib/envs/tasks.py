@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from planet_lib.envs.registry import make_env
+from planet_lib._shapes import is_whole, shown
+from planet_lib.envs.images import check_obs
+from planet_lib.envs.registry import default_action_repeat, make_env
 
 if TYPE_CHECKING:
     import gymnasium
@@ -39,7 +41,13 @@ def widest_action(tasks: "Sequence[str | Callable[..., gymnasium.Env[Any, Any]]]
         ValueError: tasks must have continuous actions, or all the same number of choices, got gym:Pendulum-v1: \
 continuous, gym:CartPole-v1: 2 choices
     """
-    if not tasks or len(set(tasks)) != len(tasks):
+    check_obs(obs)
+    given: object = tasks
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise TypeError(f"tasks must be a list of names or constructors, got {shown(given)}")
+    for task in tasks:
+        default_action_repeat(task)  # neither a name nor a constructor is told before any is made
+    if not tasks or any(task in tasks[:number] for number, task in enumerate(tasks)):
         raise ValueError(f"tasks must be at least one, each given once, got {', '.join(map(str, tasks)) or 'none'}")
     widths, kinds, vectors = [], {}, {}
     for task in tasks:
@@ -72,7 +80,7 @@ def make_padded(
         >>> env.close()
     """
     made = make_env(env, **settings)
-    if action_dim is None or made.action_space.shape == (action_dim,):
+    if action_dim is None or (is_whole(action_dim) and made.action_space.shape == (action_dim,)):
         return made
     from planet_lib.envs.wrappers import PadActions  # noqa: PLC0415 -- gymnasium is an extra
 

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from planet_lib._shapes import check_count, check_positive
+from planet_lib._shapes import check_count, check_flag, check_positive, check_whole
 from planet_lib.envs.extras import require
 from planet_lib.envs.registry import default_action_repeat
 from planet_lib.envs.rendering import select_backend
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import gymnasium
 
     from planet_lib.envs.standard_vector import StandardVectorEnv
+
+_LONGEST = 1e9  # seconds, 30 years: what the system can wait for ends somewhere above
 
 
 def make_vector_env(
@@ -38,11 +40,14 @@ def make_vector_env(
     those rows anew, and `step` leaves alone rows whose episode is over. See
     `planet_lib.envs.standard_vector.StandardVectorEnv`; `planet_lib.data.run_episodes` plays episodes on it.
 
-    With workers, each environment lives in a spawned process. One that raises, dies or hangs is replaced; its episode
-    is lost, and infos["restarted"] says so. They ignore Ctrl-C, which interrupts this process, and end with `close()`,
-    with this object, and with this process, even where that is killed. A script that makes workers needs
-    `if __name__ == "__main__":` around what it does, as with every spawned process in Python. Infos that cannot be
-    pickled, such as lambdas, stay in their worker: they are missing from what `reset` and `step` return.
+    With workers, each environment lives in a spawned process. One that raises, dies or hangs is replaced by a new one,
+    which plays the episode again to where the old one was, so that nothing but a `RuntimeWarning` shows it. Where it
+    cannot, the episode is lost, and infos["restarted"] says so.
+
+    Workers ignore Ctrl-C, which interrupts this process, and end with `close()`, with this object, and with this
+    process, even where that is killed. A script that makes workers needs `if __name__ == "__main__":` around what it
+    does, as with every spawned process in Python. Infos that cannot be pickled, such as lambdas, stay in their worker:
+    they are missing from what `reset` and `step` return.
 
     Args:
         env: a name, or a callable that returns a Gymnasium environment; see `make_env`. With workers it must be
@@ -50,8 +55,8 @@ def make_vector_env(
         num_envs: N.
         workers: False keeps all of them in this process: for cheap environments, and for debugging. An error is then
             raised as it is, and nothing is restarted.
-        timeout: seconds that a reset or a step may take before a worker counts as hung; its start may take 120 if that
-            is longer.
+        timeout: seconds that a reset or a step may take before a worker counts as hung, each step that is played again
+            too; its start may take 120 if that is longer.
         max_restarts: how often an environment may fail without finishing an episode in between, before that is an
             error.
         action_dim: the length of the actions where it is more than the environment's own, which uses the first: for
@@ -75,9 +80,11 @@ def make_vector_env(
         >>> envs.close()
     """
     check_count(num_envs=num_envs)
+    check_flag(workers=workers)
     check_positive(timeout=timeout)
-    if isinstance(max_restarts, bool) or not isinstance(max_restarts, int) or max_restarts < 0:
-        raise ValueError(f"max_restarts must be a whole number of at least 0, got {max_restarts!r}")
+    if timeout > _LONGEST:
+        raise ValueError(f"timeout must be at most {_LONGEST:.0f} seconds, got {timeout}")
+    check_whole("max_restarts", max_restarts, least=0)
     default_action_repeat(env)  # an unknown kind of name is told without a worker
     require("gymnasium", extra="gym")
     from planet_lib.envs._slots import InProcess, LostError, fill  # noqa: PLC0415 -- beside what needs gymnasium

@@ -16,7 +16,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from planet_lib.envs.images import Array, Channels
+from planet_lib._errors import NonFiniteError
+from planet_lib._shapes import check_whole, is_whole, shown
+from planet_lib.envs._checks import check_reset, flag_of, numbers_of, parts_of, reward_of, size_of
+from planet_lib.envs.images import Array, Channels, check_channels, check_obs
 from planet_lib.envs.observations import Obs, Observation, observer
 
 _TOLERANCE = 1e-6
@@ -79,6 +82,15 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         action_repeat: int = 1,
         renderer: str = "own",
     ) -> None:
+        given: tuple[object, object] = (env, renderer)
+        if not isinstance(given[0], gymnasium.Env) or not hasattr(env, "action_space"):
+            raise TypeError(f"env must be a gymnasium.Env with spaces for observations and actions, got {shown(env)}")
+        if not isinstance(given[1], str):
+            raise TypeError(f"renderer must be the name of what draws, got {shown(renderer)}")
+        check_obs(obs)
+        check_channels(channels)
+        check_whole("action_repeat", action_repeat, least=1)
+        image_size, action_repeat = size_of(image_size), int(action_repeat)
         gymnasium.utils.RecordConstructorArgs.__init__(
             self, obs=obs, image_size=image_size, channels=channels, action_repeat=action_repeat, renderer=renderer
         )
@@ -93,8 +105,9 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; `seed` makes it exactly reproducible, whatever was played before."""
+        seed = check_reset(seed, options)
         self._running = False
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = parts_of(self.env.reset(seed=seed, options=options), 2, "reset")
         result = self._observe(observation)
         self._running = True
         return result, info
@@ -108,15 +121,14 @@ class StandardEnv(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.uti
         total = 0.0
         for _ in range(self.action_repeat):
             # A copy, since an environment that works on its argument in place would see its own changes again.
-            observation, reward, terminated, truncated, info = self.env.step(command.copy())
-            if not math.isfinite(reward):
-                raise ValueError(f"the environment's reward must be finite, got {reward} after action {command}")
-            total += float(reward)
+            observation, reward, *ends, info = parts_of(self.env.step(command.copy()), 5, "step")
+            total += reward_of(reward, command)
+            terminated, truncated = flag_of("terminated", ends[0]), flag_of("truncated", ends[1])
             if terminated or truncated:
                 break
         result = self._observe(observation)
         self._running = not (terminated or truncated)
-        return result, total, bool(terminated), bool(truncated), info
+        return result, total, terminated, truncated, info
 
 
 class PadActions(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -157,12 +169,12 @@ class PadActions(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.util
             raise TypeError(f"env must be a StandardEnv, such as make_env returns, got {type(env).__name__}")
         gymnasium.Wrapper.__init__(self, env)
         self._own_dim = math.prod(env.action_space.shape or ())
-        if isinstance(action_dim, bool) or not isinstance(action_dim, int) or action_dim < self._own_dim:
+        if not is_whole(action_dim, self._own_dim):
             raise ValueError(
                 f"action_dim must be a whole number of at least A={self._own_dim} (the environment's own actions), "
-                f"got {action_dim!r}; give the largest of all tasks"
+                f"got {shown(action_dim)}; give the largest of all tasks"
             )
-        self.action_space = spaces.Box(0.0 if env.num_actions else -1.0, 1.0, (action_dim,), np.float32)
+        self.action_space = spaces.Box(0.0 if env.num_actions else -1.0, 1.0, (int(action_dim),), np.float32)
         self.action_repeat, self.num_actions, self.renderer = env.action_repeat, env.num_actions, env.renderer
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -173,12 +185,13 @@ class PadActions(gymnasium.Wrapper[Observation, Array, Any, Any], gymnasium.util
 
 def _checked(action: Any, space: spaces.Space[Any]) -> Array:
     """Return `action` as float64 [A], or raise unless it is finite and within [-1, 1] to rounding."""
-    values = np.asarray(action, dtype=np.float64)
+    with np.errstate(over="ignore"):  # what overflows becomes inf, which is named below
+        values = numbers_of("action", action, f"[A] with A={math.prod(space.shape or ())}").astype(np.float64)
     if values.shape != space.shape:
         expected = f"[A] with A={math.prod(space.shape or ())} (the environment's action space)"
         raise ValueError(f"action must be {expected}, got {list(values.shape)}")
     if not np.isfinite(values).all():
-        raise ValueError(f"action must be finite, got {values}")
+        raise NonFiniteError(f"action must be finite, got {values}")
     if np.abs(values).max(initial=0.0) > 1 + _TOLERANCE:
         raise ValueError(f"action must be within [-1, 1], got {values}; clip it first")
     return values

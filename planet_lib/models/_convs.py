@@ -93,7 +93,7 @@ def _parameters(layers: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 def _run(is_encoder: bool, frames: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     keeps = torch.is_grad_enabled()
-    made: Tensor = _Stack.apply(is_encoder, keeps, frames, *weights, *biases)  # type: ignore[no-untyped-call]
+    made: Tensor = _Stack.apply(is_encoder, keeps, frames, *weights, *biases)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return made
 
 

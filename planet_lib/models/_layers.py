@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice
+from planet_lib._shapes import check_choice, check_count, check_device, check_dtype, check_positive
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -16,6 +16,40 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "tanh": torch.tanh,
 }
+
+
+def sizes(**values: int) -> tuple[int, ...]:
+    """Return the sizes given by keyword as ints, or raise a `ValueError` for the first that is none.
+
+    Example:
+        >>> sizes(deter_dim=200, stoch_dim=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: stoch_dim must be greater than 0, got 0
+    """
+    check_positive(**values)
+    check_count(**values)
+    return tuple(int(value) for value in values.values())
+
+
+def check_meets(name: str, value: Tensor, part: nn.Module, because: str) -> None:
+    """Raise unless `value` is of the type and on the device of the weights of `part`, which `because` names."""
+    weight = _first_weight(part)  # a part whose weights are packed away shows none
+    if weight is not None and (value.dtype != weight.dtype or value.device != weight.device):
+        check_dtype(name, value, weight.dtype, because=because)
+        check_device(name, value, weight.device, because=because)
+
+
+def _first_weight(part: nn.Module) -> Tensor | None:
+    """The first weight found; as `next(part.parameters())`, which takes ten times as long, by way of names."""
+    for weight in part._parameters.values():
+        if weight is not None:
+            return weight
+    for child in part._modules.values():
+        found = None if child is None else _first_weight(child)
+        if found is not None:
+            return found
+    return None
 
 
 class Hidden(nn.Module):

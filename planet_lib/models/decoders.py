@@ -7,14 +7,15 @@ decoder is a cheap alternative for machines without a GPU.
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice, check_image_shape, check_last, check_positive
+from planet_lib._shapes import check_choice, check_image_shape, check_last, shown, whole_sizes
 from planet_lib.models import _convs
-from planet_lib.models._layers import ACTIVATIONS, apply_layers
-from planet_lib.models.encoders import check_names, check_patch
+from planet_lib.models._layers import ACTIVATIONS, apply_layers, check_meets, sizes
+from planet_lib.models.encoders import check_names, check_part, check_patch
 
 
 class Decoder(nn.Module):
@@ -62,22 +63,21 @@ class Decoder(nn.Module):
         num_layers: int = 3,
     ) -> None:
         super().__init__()
-        check_positive(feature_dim=feature_dim, depth=depth, hidden_dim=hidden_dim, num_layers=num_layers)
-        self.feature_dim = feature_dim
-        self.obs_shape = tuple(int(size) for size in obs_shape)
+        self.feature_dim, depth, hidden_dim, num_layers = sizes(
+            feature_dim=feature_dim, depth=depth, hidden_dim=hidden_dim, num_layers=num_layers
+        )
+        (seed_dim,) = sizes(seed_dim=32 * depth if seed_dim is None else seed_dim)
+        self.obs_shape = _check_obs_shape(obs_shape)
         if len(self.obs_shape) == 1:
-            check_positive(obs_dim=self.obs_shape[0])
-            self.network: nn.Module = _VectorDecoder(feature_dim, self.obs_shape[0], hidden_dim, num_layers)
-        elif len(self.obs_shape) == 3:
-            seed_dim = 32 * depth if seed_dim is None else seed_dim
-            check_positive(seed_dim=seed_dim)
-            self.network = _ConvDecoder(feature_dim, check_image_shape("obs_shape", self.obs_shape), depth, seed_dim)
+            self.network: nn.Module = _VectorDecoder(self.feature_dim, self.obs_shape[0], hidden_dim, num_layers)
         else:
-            raise ValueError(f"obs_shape must be (C, Y, X) or (N,), got {self.obs_shape}")
+            image_shape = check_image_shape("obs_shape", self.obs_shape)
+            self.network = _ConvDecoder(self.feature_dim, image_shape, depth, seed_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         """Predict observations [..., C, Y, X] or [..., N] from features [..., F]."""
         check_last("features", features, self.feature_dim, because="the decoder's feature_dim")
+        check_meets("features", features, self, "the decoder's weights")
         flat = features.reshape(-1, self.feature_dim)
         prediction: Tensor = self.network(flat)
         return prediction.reshape(*features.shape[:-1], *self.obs_shape)
@@ -121,7 +121,7 @@ class PatchDecoder(nn.Module):
         draw_dim: int = 128,
     ) -> None:
         super().__init__()
-        check_positive(
+        feature_dim, patch, patch_dim, hidden_dim, draw_dim = sizes(
             feature_dim=feature_dim, patch=patch, patch_dim=patch_dim, hidden_dim=hidden_dim, draw_dim=draw_dim
         )
         self.feature_dim = feature_dim
@@ -138,6 +138,7 @@ class PatchDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Predict images [..., C, Y, X] from features [..., F]."""
         check_last("features", features, self.feature_dim, because="the decoder's feature_dim")
+        check_meets("features", features, self, "the decoder's weights")
         flat = features.reshape(-1, self.feature_dim)
         pieces = F.elu(self.spread(F.elu(self.hidden(flat)))).reshape(
             len(flat), self.rows * self.columns, self.patch_dim
@@ -173,18 +174,11 @@ class DictDecoder(nn.Module):
     def __init__(self, decoders: Mapping[str, nn.Module]) -> None:
         super().__init__()
         check_names("decoders", decoders)
-        sizes = {}
-        for name, decoder in decoders.items():
-            size = getattr(decoder, "feature_dim", None)
-            if not isinstance(decoder, nn.Module) or not isinstance(size, int):
-                raise TypeError(
-                    f"decoders[{name!r}] must be a torch.nn.Module with a feature_dim, got {type(decoder).__name__}"
-                )
-            sizes[name] = size
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"decoders must all have one feature_dim, the cell's, got {sizes}")
+        dims = {name: check_part(f"decoders[{name!r}]", part, "feature_dim") for name, part in decoders.items()}
+        if len(set(dims.values())) > 1:
+            raise ValueError(f"decoders must all have one feature_dim, the cell's, got {dims}")
         self.decoders = nn.ModuleDict(decoders)
-        self.feature_dim = next(iter(sizes.values()))
+        self.feature_dim = next(iter(dims.values()))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Predict a dictionary of observations from features [..., F]."""
@@ -217,7 +211,9 @@ class RewardHead(nn.Module):
         self, feature_dim: int, *, hidden_dim: int = 200, num_hidden: int = 2, activation: str = "relu"
     ) -> None:
         super().__init__()
-        check_positive(feature_dim=feature_dim, hidden_dim=hidden_dim, num_hidden=num_hidden)
+        feature_dim, hidden_dim, num_hidden = sizes(
+            feature_dim=feature_dim, hidden_dim=hidden_dim, num_hidden=num_hidden
+        )
         check_choice("activation", activation, ACTIVATIONS)
         self.feature_dim, self.activation = feature_dim, activation
         widths = [feature_dim] + [hidden_dim] * num_hidden + [1]
@@ -226,6 +222,7 @@ class RewardHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Predict one number [...] from features [..., F]."""
         check_last("features", features, self.feature_dim, because="the head's feature_dim")
+        check_meets("features", features, self, "the head's weights")
         return apply_layers(self.layers, features, self.activation).squeeze(-1)
 
 
@@ -248,6 +245,21 @@ class ContinueHead(RewardHead):
         >>> probability.shape
         torch.Size([50, 2])
     """
+
+
+def _check_obs_shape(obs_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an image or a vector as a tuple of ints, or raise where it is neither."""
+    given: object = obs_shape
+    is_sized = isinstance(given, Sequence) or (isinstance(given, np.ndarray) and given.ndim == 1)
+    if is_sized and len(obs_shape) == 1 and not isinstance(given, str | bytes):
+        sizes(**{"obs_shape's obs_dim": obs_shape[0]})
+    elif is_sized and len(obs_shape) == 3:
+        return check_image_shape("obs_shape", obs_shape)
+    found = whole_sizes(obs_shape)
+    if found is None or len(found) != 1:
+        got = shown(tuple(obs_shape) if isinstance(given, list) else given)
+        raise ValueError(f"obs_shape must be (C, Y, X) or (N,), got {got}")
+    return found
 
 
 class _VectorDecoder(nn.Module):

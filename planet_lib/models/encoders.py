@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_dtype, check_image_shape, check_last, check_positive
+from planet_lib._shapes import check_dense, check_image_shape, check_last, is_whole, shown
 from planet_lib.models import _convs
-from planet_lib.models._layers import apply_layers
+from planet_lib.models._layers import apply_layers, check_meets, sizes
 
 
 def conv_layers(height: int, width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
@@ -66,7 +66,9 @@ class ConvEncoder(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], *, depth: int = 32, embed_dim: int | None = None) -> None:
         super().__init__()
         self.image_shape = check_image_shape("image_shape", image_shape)
-        check_positive(depth=depth, embed_dim=1 if embed_dim is None else embed_dim)
+        (depth,) = sizes(depth=depth)
+        if embed_dim is not None:
+            (embed_dim,) = sizes(embed_dim=embed_dim)
         channels, height, width = self.image_shape
         kernels, (rows, columns) = conv_layers(height, width)
         if not kernels:
@@ -83,7 +85,7 @@ class ConvEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images [..., C, Y, X] as [..., E]."""
         hidden = flatten_images(images, self.image_shape)
-        check_dtype("images", images, next(self.parameters()).dtype, because="the encoder's weights")
+        check_meets("images", images, self, "the encoder's weights")
         maps = _convs.encode(hidden, self.convs)
         embed: Tensor = self.project(maps.flatten(1))
         return embed.reshape(*images.shape[:-3], self.embed_dim)
@@ -120,7 +122,7 @@ class PatchEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = check_image_shape("image_shape", image_shape)
-        check_positive(patch=patch, patch_dim=patch_dim, embed_dim=embed_dim)
+        patch, patch_dim, embed_dim = sizes(patch=patch, patch_dim=patch_dim, embed_dim=embed_dim)
         self.patch = check_patch(self.image_shape, patch)
         channels, height, width = self.image_shape
         self.embed_dim = embed_dim
@@ -130,7 +132,7 @@ class PatchEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images [..., C, Y, X] as [..., E]."""
         flat = flatten_images(images, self.image_shape)
-        check_dtype("images", images, next(self.parameters()).dtype, because="the encoder's weights")
+        check_meets("images", images, self, "the encoder's weights")
         patches = rearrange(flat, "n c (y p) (x q) -> n (y x) (c p q)", p=self.patch, q=self.patch)
         hidden = F.elu(self.stem(patches))
         embed = F.elu(self.project(hidden.flatten(1)))
@@ -160,7 +162,7 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, obs_dim: int, *, embed_dim: int = 200, num_layers: int = 3) -> None:
         super().__init__()
-        check_positive(obs_dim=obs_dim, embed_dim=embed_dim, num_layers=num_layers)
+        obs_dim, embed_dim, num_layers = sizes(obs_dim=obs_dim, embed_dim=embed_dim, num_layers=num_layers)
         self.obs_dim, self.embed_dim = obs_dim, embed_dim
         widths = [obs_dim] + [embed_dim] * num_layers
         self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(widths))
@@ -170,7 +172,7 @@ class VectorEncoder(nn.Module):
         check_last("obs", obs, self.obs_dim, because="the encoder's obs_dim")
         if not obs.is_floating_point():
             raise TypeError(f"obs must be floats, got {obs.dtype}; convert it with obs.float()")
-        check_dtype("obs", obs, next(self.parameters()).dtype, because="the encoder's weights")
+        check_meets("obs", obs, self, "the encoder's weights")
         return apply_layers(self.layers, obs)
 
 
@@ -199,24 +201,46 @@ class DictEncoder(nn.Module):
     def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
         super().__init__()
         check_names("encoders", encoders)
-        sizes: list[int] = []
-        for name, encoder in encoders.items():
-            size = getattr(encoder, "embed_dim", None)
-            if not isinstance(encoder, nn.Module) or not isinstance(size, int):
-                raise TypeError(
-                    f"encoders[{name!r}] must be a torch.nn.Module with an embed_dim, got {type(encoder).__name__}"
-                )
-            sizes.append(size)
+        dims = [check_part(f"encoders[{name!r}]", encoder, "embed_dim") for name, encoder in encoders.items()]
         self.encoders = nn.ModuleDict(encoders)
-        self.embed_dim = sum(sizes)
+        self.embed_dim = sum(dims)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         """Embed a dictionary of observations as [..., E]."""
         if not isinstance(obs, dict):
             raise TypeError(f"obs must be a dictionary of {', '.join(self.encoders)}, got {type(obs).__name__}")
         if set(obs) != set(self.encoders):
-            raise ValueError(f"obs must have the entries {', '.join(self.encoders)}, got {', '.join(obs) or 'none'}")
-        return torch.cat([encoder(obs[name]) for name, encoder in self.encoders.items()], -1)
+            got = ", ".join(map(str, obs)) or "none"
+            raise ValueError(f"obs must have the entries {', '.join(self.encoders)}, got {got}")
+        embeds = {name: self._embed(name, encoder, obs[name]) for name, encoder in self.encoders.items()}
+        first = next(iter(embeds))
+        for name, embed in embeds.items():
+            if embed.shape[:-1] != embeds[first].shape[:-1]:
+                raise ValueError(
+                    f"obs[{name!r}] must have the leading axes {list(embeds[first].shape[:-1])} of obs[{first!r}], got "
+                    f"{list(embed.shape[:-1])}"
+                )
+        return torch.cat(list(embeds.values()), -1)
+
+    def _embed(self, name: str, encoder: nn.Module, obs: Tensor) -> Tensor:
+        """Embed one entry; what is wrong with it is told by its name."""
+        try:
+            embed: Tensor = encoder(obs)
+        except (ValueError, TypeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"obs[{name!r}]: {error}") from error
+        return embed
+
+
+def check_part(name: str, part: nn.Module, size: str) -> int:
+    """Return the size that a part states under the name `size`, or raise a `TypeError`."""
+    given: object = part
+    stated = getattr(given, size, None)
+    if not isinstance(given, nn.Module) or stated is None or not is_whole(stated):
+        got = type(given).__name__ if stated is None else f"{type(given).__name__} with {shown(stated)}"
+        article = "an" if size.startswith("e") else "a"
+        raise TypeError(f"{name} must be a torch.nn.Module with {article} {size}, got {got}")
+    return int(stated)
 
 
 def check_names(argument: str, parts: Mapping[str, nn.Module]) -> None:
@@ -236,7 +260,8 @@ def check_patch(image_shape: tuple[int, int, int], patch: int) -> int:
     """Return `patch`, or raise where it does not divide the image's height and width."""
     _, height, width = image_shape
     if height % patch or width % patch:
-        raise ValueError(f"patch must divide the image's height {height} and width {width}, got {patch}")
+        got = f"{patch} for image_shape {image_shape}"
+        raise ValueError(f"patch must divide the image's height {height} and width {width}, got {got}")
     return patch
 
 
@@ -258,4 +283,5 @@ def flatten_images(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
             f"images must be floats in [-0.5, 0.5], got {images.dtype}; turn uint8 frames into floats with "
             "planet_lib.dequantise(images)"
         )
+    check_dense("images", images)
     return images.flatten(0, -4)

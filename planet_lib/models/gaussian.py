@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from planet_lib._shapes import check_dense, check_device
+
 
 def sample(mean: Tensor, std: Tensor, noise: Tensor | None = None) -> Tensor:
     """Draw from N(mean, std^2) by the reparametrisation mean + std * noise.
@@ -22,13 +24,19 @@ def sample(mean: Tensor, std: Tensor, noise: Tensor | None = None) -> Tensor:
     Returns:
         A sample [..., S], with gradients to mean and std.
 
+    Raises:
+        ValueError: shapes that do not broadcast, or tensors on several devices.
+        TypeError: an argument that is no dense tensor of floats.
+
     Example:
         >>> sample(torch.tensor([1.0]), torch.tensor([2.0]), noise=torch.tensor([0.5]))
         tensor([2.])
     """
-    if noise is None:
-        noise = torch.randn_like(mean)
-    return mean + std * noise
+    given = {} if noise is None else {"noise": noise}
+    mean, std, *_ = _checked(mean=mean, std=std, **given)
+    # As large as mean and std together, where one has an axis that the other lacks.
+    drawn = torch.randn_like(mean if mean.shape == std.shape else mean + std) if noise is None else noise
+    return mean + std * drawn
 
 
 def kl_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
@@ -52,7 +60,8 @@ def kl_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tens
         >>> kl_divergence(one, one, zero, one)
         tensor(1.5000)
     """
-    mean, std, other_mean, other_std = (widen(value) for value in (mean, std, other_mean, other_std))
+    given = _checked(mean=mean, std=std, other_mean=other_mean, other_std=other_std)
+    mean, std, other_mean, other_std = (widen(value) for value in given)
     ratio = std / other_std
     shift = (mean - other_mean) / other_std
     return (0.5 * (ratio.square() + shift.square() - 1.0) - ratio.log()).sum(-1)
@@ -73,7 +82,7 @@ def log_density(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         >>> log_density(torch.zeros(1), torch.zeros(1), torch.ones(1))
         tensor(-0.9189)
     """
-    value, mean, std = widen(value), widen(mean), widen(std)
+    value, mean, std = (widen(each) for each in _checked(value=value, mean=mean, std=std))
     return (-0.5 * ((value - mean) / std).square() - std.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
@@ -84,4 +93,29 @@ def widen(value: Tensor) -> Tensor:
         >>> widen(torch.zeros(1, dtype=torch.bfloat16)).dtype, widen(torch.zeros(1, dtype=torch.float64)).dtype
         (torch.float32, torch.float64)
     """
+    check_dense("value", value)
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _checked(**values: Tensor) -> list[Tensor]:
+    """Return whole numbers as floats, or raise unless these are dense tensors [..., S] on one device that broadcast."""
+    (first, like), *others = values.items()
+    for name, value in values.items():
+        check_dense(name, value, " [..., S]")
+        if value.dtype == torch.bool or value.is_complex():
+            raise TypeError(f"{name} must be floating, got {value.dtype}; convert it with .float()")
+        if value.ndim == 0:
+            raise ValueError(f"{name} must be [..., S], got []")
+    for name, value in others:
+        check_device(name, value, like.device, because=f"as {first}")
+    if any(value.shape != like.shape for _, value in others):
+        _check_broadcast(values)
+    return [value if value.is_floating_point() else value.float() for value in values.values()]
+
+
+def _check_broadcast(values: dict[str, Tensor]) -> None:
+    for axis in range(1, 1 + max(value.ndim for value in values.values())):
+        sizes = {value.shape[-axis] for value in values.values() if value.ndim >= axis}
+        if len(sizes - {1}) > 1:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise ValueError(f"{', '.join(values)} must have shapes [..., S] that broadcast, got {shapes}")

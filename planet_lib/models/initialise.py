@@ -7,6 +7,9 @@ Glorot-uniform kernels and zero biases, and 1 for the biases of the GRU's gates.
 """
 
 from torch import nn
+from torch.nn.parameter import is_lazy
+
+from planet_lib._shapes import shown
 
 
 def init_glorot_(module: nn.Module) -> None:
@@ -19,6 +22,10 @@ def init_glorot_(module: nn.Module) -> None:
     Args:
         module: a cell, a head or a whole `WorldModel`; changed in place, from torch's global generator.
 
+    Raises:
+        TypeError: module is no `torch.nn.Module`.
+        ValueError: a layer whose weights are no floats yet, or have no sizes yet. Nothing is changed then.
+
     Source: Glorot and Bengio 2010; google-research/planet models/rssm.py (layers and GRU with their defaults).
 
     Example:
@@ -28,12 +35,21 @@ def init_glorot_(module: nn.Module) -> None:
         >>> cell.path.gru.bias_ih[:2].tolist(), cell.path.gru.bias_ih[-1].item()
         ([1.0, 1.0], 0.0)
     """
+    given: object = module
+    if not isinstance(given, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {shown(given)}")
     parts = list(module.modules())
-    for part in parts:
-        if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    layers = [part for part in parts if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+    for layer in layers:
+        weight = layer.weight
+        if is_lazy(weight) or not weight.is_floating_point():
+            got = "one without sizes; call it once first" if is_lazy(weight) else f"weights of {weight.dtype}"
+            raise ValueError(f"module must have layers with weights of floats, got a {type(layer).__name__}: {got}")
+    for layer in layers:
+        if layer.weight.numel():
+            nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     for part in parts:  # afterwards, since these know better about the layers inside them
         own = getattr(part, "init_glorot_", None)
         if own is not None:

@@ -5,11 +5,14 @@ Knows that port's names and layer shapes. Source: Kaixhin/PlaNet (MIT), models.p
 """
 
 import os
+import zipfile
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from planet_lib._shapes import check_choice, check_floating, check_path, shown
 from planet_lib.models.cells import RSSMCell
 from planet_lib.models.decoders import Decoder, RewardHead
 from planet_lib.models.encoders import ConvEncoder, VectorEncoder
@@ -62,12 +65,14 @@ def load_kaixhin_checkpoint(path: str | os.PathLike[str]) -> WorldModel:
             ...
         FileNotFoundError: [Errno 2] No such file or directory: 'models_1000.pth'
     """
+    path = check_path("path", path)
     with open(path, "rb") as file:
         try:
+            _check_unpacked(file)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle makes torch fail in any way at all: OSError, struct.error, ...
             raise ValueError(
-                f"path must be a checkpoint of Kaixhin/PlaNet holding only tensors, got {os.fspath(path)!r}, which "
+                f"path must be a checkpoint of Kaixhin/PlaNet holding only tensors, got {path!r}, which "
                 f"cannot be read safely ({type(error).__name__})"
             ) from error
     missing = [
@@ -76,16 +81,21 @@ def load_kaixhin_checkpoint(path: str | os.PathLike[str]) -> WorldModel:
     if missing:
         raise ValueError(
             f"path must be a checkpoint of Kaixhin/PlaNet with the parts {', '.join(_PARTS)}, got "
-            f"{os.fspath(path)!r} without {', '.join(missing)}"
+            f"{path!r} without {', '.join(missing)}"
         )
     try:
+        weights = {part: rename_kaixhin(part, checkpoint[part]) for part in _PARTS}
+        for name, value in ((name, value) for named in weights.values() for name, value in named.items()):
+            _check_weight(name, value)
+        # First without memory: a damaged file may claim any size.
+        with torch.device("meta"):
+            _check_sizes(_build({part: checkpoint[part] for part in _PARTS}), weights)
         model = _build({part: checkpoint[part] for part in _PARTS})
-        for part, module in zip(_PARTS, (model.cell, model.reward_head, model.encoder, model.decoder), strict=True):
-            assert isinstance(module, nn.Module)
-            module.load_state_dict(rename_kaixhin(part, checkpoint[part]))
+        for part, module in _modules(model).items():
+            module.load_state_dict(weights[part])
     except (KeyError, RuntimeError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
-            f"path must be a checkpoint of Kaixhin/PlaNet, got {os.fspath(path)!r}, whose weights do not fit: {error}"
+            f"path must be a checkpoint of Kaixhin/PlaNet, got {path!r}, whose weights do not fit: {error}"
         ) from error
     return model
 
@@ -102,23 +112,61 @@ def rename_kaixhin(part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor
         The same tensors under our names.
 
     Raises:
-        ValueError: part is none of the four.
-        KeyError: a weight has a name that the port does not use.
+        ValueError: part is none of the four, or a weight has a name that the port does not use.
+        TypeError: weights is no mapping.
 
     Example:
         >>> list(rename_kaixhin("reward_model", {"fc1.bias": torch.zeros(200)}))
         ['layers.0.bias']
     """
-    if part not in _NAMES:
-        raise ValueError(f"part must be one of {', '.join(_PARTS)}, got {part!r}")
+    check_choice("part", part, _PARTS)
+    given: object = weights
+    if not isinstance(given, Mapping):
+        raise TypeError(f"weights must be a mapping of names to tensors, got {shown(given)}")
     names = dict(_NAMES[part])
     if part == "observation_model" and "conv1.weight" in weights:
         names["fc1"] = "network.seed"
     renamed = {}
     for name, value in weights.items():
-        layer, _, kind = name.partition(".")
+        layer, _, kind = name.partition(".") if isinstance(name, str) else ("", "", "")
+        if layer not in names:
+            raise ValueError(f"weights must have the names of the port's {part}, got {shown(name)}")
         renamed[f"{names[layer]}.{kind}"] = value
     return renamed
+
+
+def _check_unpacked(file: BinaryIO) -> None:
+    """Raise where an archive would unfold to more than the file holds: `torch.save` packs nothing."""
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"{size} bytes unpacked")
+    file.seek(0)
+
+
+def _check_weight(name: str, value: Tensor) -> None:
+    """Raise unless a weight is a dense tensor of floats that has memory for each of its numbers."""
+    check_floating(name, value)
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{name} must hold {value.numel()} numbers, got {value.untyped_storage().nbytes()} bytes")
+
+
+def _modules(model: WorldModel) -> dict[str, nn.Module]:
+    """The parts of a model by the port's names."""
+    modules = (model.cell, model.reward_head, model.encoder, model.decoder)
+    return {part: module for part, module in zip(_PARTS, modules, strict=True) if isinstance(module, nn.Module)}
+
+
+def _check_sizes(model: WorldModel, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise unless each part has weights of these names and shapes, and no others."""
+    for part, module in _modules(model).items():
+        expected = {name: list(value.shape) for name, value in module.state_dict().items()}
+        got = {name: list(value.shape) for name, value in weights[part].items()}
+        for name in sorted(expected.keys() | got.keys()):
+            if expected.get(name) != got.get(name):
+                raise ValueError(f"{part}'s {name} must be {expected.get(name, 'absent')}, got {got.get(name, 'none')}")
 
 
 def _build(parts: Mapping[str, Mapping[str, Tensor]]) -> WorldModel:

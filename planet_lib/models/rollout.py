@@ -12,8 +12,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_bool, check_dtype, check_shape
+from planet_lib._shapes import check_bool, check_dense, check_shape
+from planet_lib.models._states import check_kind, check_like, check_meets, check_rows, check_sizes
 from planet_lib.models.cells import Cell
+from planet_lib.models.cells.protocol import check_members
 
 S = TypeVar("S", bound=tuple[Tensor, ...])
 
@@ -57,9 +59,10 @@ def observe(
         >>> posterior.deter.shape
         torch.Size([50, 2, 200])
     """
+    check_members(cell, "initial", "prior", "posterior")
     check_shape("embed", embed, "T B E")
     length, batch_size = embed.shape[:2]
-    _check_length(length, "embed")
+    check_rows("embed", embed, 2)
     check_shape(
         "action",
         action,
@@ -82,14 +85,20 @@ def observe(
                 S=cell.noise_dim,
                 because="from embed and the cell's noise_dim",
             )
-    state = cell.initial(batch_size)
+    state = _initial(cell, batch_size)
     if initial is not None:
-        _check_like("initial", initial, state)
+        check_like("initial", initial, state)
         state = initial
-    _check_dtypes(state, embed=embed, action=action, prior_noise=prior_noise, posterior_noise=posterior_noise)
+    check_meets(state, is_first, embed=embed, action=action, prior_noise=prior_noise, posterior_noise=posterior_noise)
     filter_rows: Callable[..., tuple[S, S]] = getattr(cell, "scan", partial(_filter_by_stepping, cell))
-    prior, posterior = filter_rows(state, embed, action, is_first, prior_noise, posterior_noise)
+    if not callable(filter_rows):
+        raise TypeError(f"cell.scan must be a method or not be there, got {type(filter_rows).__name__}")
+    filtered: object = filter_rows(state, embed, action, is_first, prior_noise, posterior_noise)
+    if not isinstance(filtered, tuple) or len(filtered) != 2:
+        raise TypeError(f"the cell's scan must return a prior and a posterior, got {type(filtered).__name__}")
+    prior, posterior = filtered
     for name, states in (("prior", prior), ("posterior", posterior)):
+        check_kind(f"the cell's {name}", states, state)
         check_leading(f"the cell's {name}", states, length, batch_size, because="from embed")
     return prior, posterior
 
@@ -116,9 +125,10 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
         >>> imagine(cell, cell.initial(2), torch.zeros(12, 2, 6)).stoch.shape
         torch.Size([12, 2, 30])
     """
+    check_members(cell, "initial", "prior")
     check_shape("action", action, "H B A", A=cell.action_dim, because="the cell's action_dim")
     horizon, batch_size = action.shape[:2]
-    _check_length(horizon, "action")
+    check_rows("action", action, 2)
     if noise is not None:
         check_shape(
             "noise",
@@ -129,14 +139,15 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
             S=cell.noise_dim,
             because="from action and the cell's noise_dim",
         )
-    _check_like("initial", initial, cell.initial(batch_size))
-    _check_dtypes(initial, action=action, noise=noise)
+    own = _initial(cell, batch_size)
+    check_like("initial", initial, own)
+    check_meets(initial, None, action=action, noise=noise)
     state = initial
     states: list[S] = []
     for t in range(horizon):
         state = cell.prior(state, action[t], None if noise is None else noise[t])
         states.append(state)
-    imagined = _stack(states)
+    imagined = _stack("prior", states, initial)
     check_leading("the cell's prior", imagined, horizon, batch_size, because="from action")
     return imagined
 
@@ -177,17 +188,20 @@ def step(
         >>> posterior.stoch.shape
         torch.Size([2, 30])
     """
+    check_members(cell, "initial", "prior", "posterior")
     check_shape("is_first", is_first, "B")
     check_bool("is_first", is_first)
+    check_rows("is_first", is_first, 1)
     batch_size = is_first.shape[0]
     because = "from is_first and the cell"
     check_shape("action", action, "B A", B=batch_size, A=cell.action_dim, because=because)
     check_shape("embed", embed, "B E", B=batch_size, because="from is_first")
-    _check_like("state", state, cell.initial(batch_size))
-    _check_dtypes(state, action=action, embed=embed, prior_noise=prior_noise, posterior_noise=posterior_noise)
+    own = _initial(cell, batch_size)
+    check_like("state", state, own)
     for name, noise in (("prior_noise", prior_noise), ("posterior_noise", posterior_noise)):
         if noise is not None:
             check_shape(name, noise, "B S", B=batch_size, S=cell.noise_dim, because=because)
+    check_meets(state, is_first, action=action, embed=embed, prior_noise=prior_noise, posterior_noise=posterior_noise)
     return _step(cell, state, action, embed, is_first, prior_noise, posterior_noise)
 
 
@@ -203,7 +217,10 @@ def _step(
     fresh = cell.initial(is_first.shape[0])
     state = map_state(lambda old, new: torch.where(is_first.reshape(-1, *[1] * (old.ndim - 1)), new, old), state, fresh)
     prior = cell.prior(state, action.masked_fill(is_first.unsqueeze(-1), 0.0), prior_noise)
-    return prior, cell.posterior(prior, embed, posterior_noise)
+    check_kind("the cell's prior", prior, state)
+    posterior = cell.posterior(prior, embed, posterior_noise)
+    check_kind("the cell's posterior", posterior, state)
+    return prior, posterior
 
 
 def _filter_by_stepping(
@@ -230,31 +247,17 @@ def _filter_by_stepping(
         )
         priors.append(prior)
         posteriors.append(state)
-    return _stack(priors), _stack(posteriors)
+    return _stack("prior", priors, state), _stack("posterior", posteriors, state)
 
 
-def _check_like(name: str, state: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> None:
-    """Raise unless a state given from outside is of the kind, the shapes and the types of the cell's own `like`."""
-    if type(state) is not type(like):
-        raise TypeError(f"{name} must be the cell's {type(like).__name__}, got {type(state).__name__}")
-    for field, value, own in zip(getattr(like, "_fields", range(len(like))), state, like, strict=True):
-        if value.shape != own.shape:
-            expected = ", ".join(map(str, own.shape))
-            raise ValueError(f"{name}.{field} must be [{expected}] (B and the cell's sizes), got {list(value.shape)}")
-        check_dtype(f"{name}.{field}", value, own.dtype, because="as in the cell's initial state")
-
-
-def _check_dtypes(state: tuple[Tensor, ...], **values: Tensor | None) -> None:
-    """Raise unless what a cell takes is of its state's floating type."""
-    dtype = next((field.dtype for field in state if field.is_floating_point()), None)
-    for name, value in values.items():
-        if value is not None and dtype is not None:
-            check_dtype(name, value, dtype, because="as the cell's state")
-
-
-def _check_length(length: int, name: str) -> None:
-    if length < 1:
-        raise ValueError(f"{name} must have at least one row along its first axis, got {length}")
+def _initial(cell: Cell[S], batch_size: int) -> S:
+    """Return the cell's own first state, or raise unless it is a NamedTuple of tensors."""
+    state = cell.initial(batch_size)
+    given: object = state
+    if not isinstance(given, tuple) or not hasattr(given, "_fields"):
+        raise TypeError(f"the cell's initial must return a NamedTuple of tensors, got {type(given).__name__}")
+    check_leading("the cell's initial", state, batch_size, because="as it was asked for")
+    return state
 
 
 def check_leading(name: str, state: tuple[Tensor, ...], *sizes: int, because: str) -> None:
@@ -268,6 +271,7 @@ def check_leading(name: str, state: tuple[Tensor, ...], *sizes: int, because: st
         ValueError: initial must have fields [32, ...] (from embed), got one of [1, 200]
     """
     for field in state:
+        check_dense(f"a field of {name}", field)
         if tuple(field.shape[: len(sizes)]) != sizes:
             expected = ", ".join(map(str, sizes))
             raise ValueError(f"{name} must have fields [{expected}, ...] ({because}), got one of {list(field.shape)}")
@@ -286,6 +290,9 @@ def map_state(function: Callable[..., Tensor], state: S, *others: S) -> S:
     return mapped
 
 
-def _stack(states: list[S]) -> S:
-    """NamedTuples of [B, ...] at successive times, as one of [T, B, ...]."""
+def _stack(name: str, states: list[S], like: S) -> S:
+    """What a cell returned at successive times, like its state [B, ...] before them, as one of [T, B, ...]."""
+    for state in states:
+        check_kind(f"the cell's {name}", state, like)
+        check_sizes(f"the cell's {name}", state, states[0], like)
     return map_state(lambda *fields: torch.stack(fields), *states)

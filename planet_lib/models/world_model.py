@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import nn
 
+from planet_lib._shapes import is_whole, shown
 from planet_lib.models.cells import Cell
-
-# What every use of a cell needs; one that is only planned with needs no divergence.
-_CELL_MEMBERS = ("action_dim", "feature_dim", "noise_dim", "prior")
+from planet_lib.models.cells.protocol import check_members
 
 
 class WorldModel(nn.Module):
@@ -26,7 +25,8 @@ class WorldModel(nn.Module):
 
     Raises:
         TypeError: encoder, decoder or a head is not an `nn.Module`, or cell has no sizes or prior
-            (the members of `Cell` that every use needs; the others are looked for where they are used).
+            (the members of `Cell` that every use needs; the others are looked for where they are used), or a size is no
+            whole number.
         ValueError: sizes of the parts do not fit each other.
 
     Example:
@@ -49,11 +49,7 @@ class WorldModel(nn.Module):
         continue_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        missing = [name for name in _CELL_MEMBERS if not hasattr(cell, name)]
-        if missing:
-            raise TypeError(
-                f"cell must have the members of planet_lib.Cell, got {type(cell).__name__} without {', '.join(missing)}"
-            )
+        check_members(cell, "prior")  # which every use of it needs; one that is only planned with needs no divergence
         parts: dict[str, object] = {"encoder": encoder, "decoder": decoder, "reward_head": reward_head}
         if continue_head is not None:
             parts["continue_head"] = continue_head
@@ -62,7 +58,7 @@ class WorldModel(nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, got {type(part).__name__}")
         embed_dim, feature_dim = getattr(encoder, "embed_dim", None), cell.feature_dim
         _check_size("cell.embed_dim", getattr(cell, "embed_dim", None), f"encoder.embed_dim={embed_dim}", embed_dim)
-        for name in parts.keys() - {"encoder"}:
+        for name in [name for name in parts if name != "encoder"]:
             size = getattr(parts[name], "feature_dim", None)
             _check_size(f"{name}.feature_dim", size, f"cell.feature_dim={feature_dim}", feature_dim)
         self.encoder = encoder
@@ -74,5 +70,8 @@ class WorldModel(nn.Module):
 
 def _check_size(name: str, size: int | None, expected: str, expected_size: int | None) -> None:
     """Raise where both parts state a size and the two differ; a user's own part need not state any."""
+    for whose, stated in ((name, size), (expected.partition("=")[0], expected_size)):
+        if stated is not None and not is_whole(stated):
+            raise TypeError(f"{whose} must be a whole number of at least 1, got {shown(stated)}")
     if size is not None and expected_size is not None and size != expected_size:
         raise ValueError(f"{name} must equal {expected}, got {size}")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planet_lib._shapes import check_bool, check_scales, check_shape
+from planet_lib._shapes import check_bool, check_scales, check_shape, is_finite, shown
 from planet_lib.models.cells import Cell
 from planet_lib.models.gaussian import widen
 from planet_lib.models.rollout import map_state
@@ -80,8 +80,8 @@ def elbo_loss(
     Raises:
         ValueError: free_nats is negative, a scale negative or not finite, kl_balance not between 0 and 1, obs_scale
             names other entries than obs, or shapes do not fit, those of what the model's parts return included.
-        TypeError: obs is not floating, a flag of the batch not bool, or the cell has no global prior where one is
-            asked for.
+        TypeError: obs is not floating, a flag of the batch not bool, an argument of another kind or type (prior and
+            posterior must be the cell's own), or the cell has no global prior where one is asked for.
 
     Source: arXiv:1811.04551, equation 3 and appendix A; KL balancing: arXiv:2010.02193, section 2; the global prior:
     google-research/planet, its first version.
@@ -98,19 +98,21 @@ def elbo_loss(
         >>> sorted(losses.raw), bool(losses.total >= losses.raw["kl_clipped"] >= 3.0)
         (['kl', 'kl_clipped', 'obs', 'reward'], True)
     """
-    fields = ("reward",) if model.continue_head is None else ("reward", "terminated")
-    length, batch_size = check_windows(batch, prior, posterior, *fields, free_nats=free_nats)
+    fields = ("reward",) if getattr(model, "continue_head", None) is None else ("reward", "terminated")
+    length, batch_size = check_windows(model, batch, prior, posterior, *fields, free_nats=free_nats)
     check_obs_scale(obs_scale)
     check_scales(reward_scale=reward_scale, kl_scale=kl_scale)
     check_scales(global_kl_scale=global_kl_scale, continue_scale=continue_scale)
-    if kl_balance is not None and not 0 <= kl_balance <= 1:
-        raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, got {kl_balance}")
+    if kl_balance is not None and (not is_finite(kl_balance) or not 0 <= kl_balance <= 1):
+        raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, got {shown(kl_balance)}")
+    if model.continue_head is not None:
+        check_bool("batch.terminated", batch.terminated)
     global_prior: Callable[..., tuple[Tensor, ...]] | None = getattr(model.cell, "global_prior", None)
     if global_kl_scale > 0 and global_prior is None:
         got = type(model.cell).__name__
         raise TypeError(f"global_kl_scale needs a cell with a method global_prior(state), got {got} without one")
-    entries = named_entries(obs)
-    scales = {**observation_scales(obs_scale, entries), "reward": reward_scale, "kl": kl_scale}
+    entries = named_entries(obs, batch.mask)
+    scales = {**observation_scales(obs_scale, entries), "reward": float(reward_scale), "kl": float(kl_scale)}
     features = model.cell.features(posterior)
     rows = observation_errors(model.decoder(features), entries)
     raw = {name: masked_mean(error, batch.mask) for name, error in rows.items()}
@@ -125,17 +127,16 @@ def elbo_loss(
     kl = _divergence(model.cell, posterior, prior, kl_balance)
     check_shape("the cell's divergence", kl, "T B", T=length, B=batch_size, because="from batch.mask")
     raw["kl"] = masked_mean(kl, batch.mask)
-    raw["kl_clipped"] = masked_mean(kl.clamp(min=free_nats), batch.mask)
+    raw["kl_clipped"] = masked_mean(kl.clamp(min=float(free_nats)), batch.mask)
     if model.continue_head is not None:
-        check_bool("batch.terminated", batch.terminated)
         logits = widen(model.continue_head(features))
         check_shape("the continue head's output", logits, "T B", T=length, B=batch_size, because="from batch.mask")
         goes_on = (~batch.terminated).to(logits.dtype)
         raw["continue"] = masked_mean(F.binary_cross_entropy_with_logits(logits, goes_on, reduction="none"), batch.mask)
-        scales["continue"] = continue_scale
+        scales["continue"] = float(continue_scale)
     if global_kl_scale > 0 and global_prior is not None:
         raw["global_kl"] = masked_mean(model.cell.divergence(posterior, global_prior(posterior)), batch.mask)
-        scales["global_kl"] = global_kl_scale
+        scales["global_kl"] = float(global_kl_scale)
     scaled = {name: scale * raw["kl_clipped" if name == "kl" else name] for name, scale in scales.items()}
     return Losses(total=torch.stack([*scaled.values()]).sum(), raw=raw, scaled=scaled)
 
@@ -148,4 +149,4 @@ def _divergence(
         return cell.divergence(posterior, prior)
     to_prior = cell.divergence(map_state(Tensor.detach, posterior), prior)
     to_posterior = cell.divergence(posterior, map_state(Tensor.detach, prior))
-    return kl_balance * to_prior + (1 - kl_balance) * to_posterior
+    return float(kl_balance) * to_prior + (1 - float(kl_balance)) * to_posterior

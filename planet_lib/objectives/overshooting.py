@@ -9,11 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from planet_lib._shapes import check_count, check_scales, check_shape
+from planet_lib._shapes import (
+    check_count,
+    check_device,
+    check_dtype,
+    check_flag,
+    check_floating,
+    check_last,
+    check_scales,
+    check_shape,
+    shown,
+)
 from planet_lib.models.gaussian import widen
 from planet_lib.models.rollout import check_leading, map_state
 from planet_lib.models.world_model import WorldModel
@@ -104,28 +115,26 @@ def latent_overshooting(
         True
     """
     check_count(distance=distance, chunk_size=1 if chunk_size is None else chunk_size)
-    weights = [1.0] * (distance - 1) if weights is None else weights
-    if len(weights) != distance - 1:
-        raise ValueError(f"weights must be {distance - 1} numbers, for distances 2 to {distance}, got {len(weights)}")
-    for d, weight in enumerate(weights, start=2):
-        check_scales(**{f"the weight of distance {d}": weight})
-    length, batch_size = check_windows(batch, prior, posterior, "reward", free_nats=free_nats)
-    check_shape("batch.action", batch.action, "T B A", T=length, B=batch_size, because="from batch.mask")
-    if noise is not None:
-        check_shape("noise", noise, "D T B S", D=distance, T=length, B=batch_size, S=model.cell.noise_dim)
-    scales, entries = _terms(obs, kl_scale, reward_scale, obs_scale)
+    check_flag(stop_start_gradient=stop_start_gradient)
+    weights = None if weights is None else _checked_weights(weights, distance)
+    length, batch_size = check_windows(model, batch, prior, posterior, "reward", free_nats=free_nats)
+    _check_drawn(model, batch, noise, posterior, distance)
+    scales, entries = _terms(obs, batch.mask, kl_scale, reward_scale, obs_scale)
     check_leading("obs", tuple(entries.values()), length, batch_size, because="from batch.mask")
-    reach = min(distance, length - 1)
+    reach = max(min(distance, length - 1), 0)
     alive = _alive(batch.is_first, batch.mask, reach)
     dtype = widen(batch.action).dtype
     chains = partial(
         _chain_terms,
         model,
         names=tuple(scales),
-        free_nats=free_nats,
+        free_nats=float(free_nats),
         stop_start_gradient=stop_start_gradient,
         # What one row of distance d = 2, 3, ... adds to a term: its share of the mean over the rows that d reaches.
-        shares=[weights[d - 2] / distance / alive[d - 1].sum(dtype=dtype).clamp(min=1) for d in range(2, reach + 1)],
+        shares=[
+            (1.0 if weights is None else weights[d - 2]) / distance / alive[d - 1].sum(dtype=dtype).clamp(min=1)
+            for d in range(2, reach + 1)
+        ],
         recompute=chunk_size is not None,
     )
     action = batch.action.masked_fill(batch.is_first.unsqueeze(-1), 0.0)  # no chain that counts passes there
@@ -226,16 +235,52 @@ def _alive(is_first: Tensor, mask: Tensor, reach: int) -> list[Tensor]:
     return alive
 
 
+def _checked_weights(weights: Sequence[float], distance: int) -> list[float]:
+    """The weights as floats, or raise where they are not one number of at least 0 for each distance from 2 on."""
+    given: object = weights
+    if not isinstance(given, list | tuple | np.ndarray) or (isinstance(given, np.ndarray) and given.ndim != 1):
+        raise TypeError(f"weights must be a list of {distance - 1} numbers, got {shown(given)}")
+    if len(weights) != distance - 1:
+        raise ValueError(f"weights must be {distance - 1} numbers, for distances 2 to {distance}, got {len(weights)}")
+    for d, weight in enumerate(weights, start=2):
+        check_scales(**{f"the weight of distance {d}": weight})
+    return [float(weight) for weight in weights]
+
+
+def _check_drawn(
+    model: WorldModel, batch: Batch, noise: Tensor | None, posterior: tuple[Tensor, ...], distance: int
+) -> None:
+    """Raise unless actions and noise are what the cell takes, for every row of the batch."""
+    length, batch_size = batch.mask.shape
+    check_shape("batch.action", batch.action, "T B A", T=length, B=batch_size, because="from batch.mask")
+    check_last("batch.action", batch.action, model.cell.action_dim, because="the cell's action_dim")
+    given = {"batch.action": batch.action}
+    if noise is not None:
+        check_shape("noise", noise, "D T B S", D=distance, T=length, B=batch_size, S=model.cell.noise_dim)
+        given["noise"] = noise
+    dtype = next((field.dtype for field in posterior if field.is_floating_point()), batch.reward.dtype)
+    for name, value in given.items():
+        check_floating(name, value)
+        check_device(name, value, batch.mask.device, because="as batch.mask")
+        check_dtype(name, value, dtype, because="as the states")
+
+
 def _terms(
-    obs: Observation | None, kl_scale: float, reward_scale: float, obs_scale: float | Mapping[str, float]
+    obs: Observation | None,
+    mask: Tensor,
+    kl_scale: float,
+    reward_scale: float,
+    obs_scale: float | Mapping[str, float],
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The scales of all terms that are wanted, by name, and the entries of the observation that have one."""
-    entries = {} if obs is None else named_entries(obs)
+    entries = {} if obs is None else named_entries(obs, mask)
     check_scales(kl_scale=kl_scale, reward_scale=reward_scale)
     wanted = check_obs_scale(obs_scale)
     if obs is None and any(scale > 0 for scale in wanted):
-        raise ValueError("obs must be given where obs_scale is greater than 0: the floats that the encoder saw")
-    scales = {"kl": kl_scale} | ({"reward": reward_scale} if reward_scale > 0 else {})
+        raise ValueError(
+            "obs must be given where obs_scale is greater than 0: the floats that the encoder saw, got None"
+        )
+    scales = {"kl": float(kl_scale)} | ({"reward": float(reward_scale)} if reward_scale > 0 else {})
     if entries:
         of_entries = observation_scales(obs_scale, entries)
         entries = {name: value for name, value in entries.items() if of_entries[name] > 0}

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planet_lib._shapes import check_positive
+from planet_lib._shapes import check_dense, check_positive, is_number, is_whole, shown
+from planet_lib.planning._checks import LARGEST
 
 Bound: TypeAlias = float | Sequence[float] | np.ndarray[Any, Any] | Tensor
 Sampling = Literal["clip", "truncate"]
@@ -122,8 +123,9 @@ def make_box(low: Bound, high: Bound, action_dim: int | None) -> Box:
     """Return the box in float64, or raise a `ValueError` that says what is wrong with the bounds."""
     if action_dim is not None:
         check_positive(action_dim=action_dim)
-    # A copy, so that the caller's array can change without the box; 64 bits, so that the middle is exact.
-    lower, upper = (torch.as_tensor(bound, dtype=torch.float64).detach().clone() for bound in (low, high))
+        if not is_whole(action_dim):
+            raise ValueError(f"action_dim must be a whole number from 1 to 2**31 - 1, got {shown(action_dim)}")
+    lower, upper = _bound("low", low), _bound("high", high)
     shapes = [list(bound.shape) for bound in (lower, upper)]
     if lower.ndim > 1 or upper.ndim > 1:
         raise ValueError(f"low and high must be numbers or [A], got {shapes[0]} and {shapes[1]}")
@@ -139,6 +141,8 @@ def make_box(low: Bound, high: Bound, action_dim: int | None) -> Box:
     if action_dim not in (None, sizes[0]):
         raise ValueError(f"action_dim must be the size of low and high, {sizes[0]}, got {action_dim}")
     lower, upper = lower.expand(sizes[0]).contiguous(), upper.expand(sizes[0]).contiguous()
+    if lower.device != upper.device:
+        raise ValueError(f"high must be on {lower.device} (as low), got a tensor on {upper.device}")
     if not bool((lower < upper).all()):
         raise ValueError(f"low must be less than high in every dimension, got {lower.tolist()} and {upper.tolist()}")
     bounded = lower.isfinite() & upper.isfinite()
@@ -146,6 +150,41 @@ def make_box(low: Bound, high: Bound, action_dim: int | None) -> Box:
     nearest = torch.zeros_like(lower).clamp(lower, upper)
     middle = torch.where(bounded, (lower + upper) / 2, nearest)
     return Box(lower, upper, middle, torch.where(bounded, (upper - lower) / 2, 1.0))
+
+
+def _bound(name: str, bound: Bound) -> Tensor:
+    """Return a bound in float64, a copy, so that the caller's array can change without the box."""
+    given: object = bound
+    if isinstance(given, Tensor):
+        check_dense(name, given, " of numbers [A]")
+        if given.is_meta or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"{name} must be a tensor of real numbers, got {shown(given)} on {given.device}")
+        result = given.detach().to(torch.float64).clone()
+    elif isinstance(given, np.ndarray):
+        if given.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must be an array of real numbers, got {shown(given)}")
+        result = torch.tensor(given.astype(np.float64))
+    else:
+        numbers = _numbers(name, given)
+        try:
+            result = torch.tensor(numbers, dtype=torch.float64)
+        except (ValueError, TypeError):
+            raise ValueError(f"{name} must be a number or one per dimension, got lists of several lengths") from None
+    if bool(((result.abs() > LARGEST) & result.isfinite()).any()):
+        raise ValueError(f"{name} must be within {LARGEST:g} of 0, or infinite for no bound, got {shown(bound)}")
+    return result
+
+
+def _numbers(name: str, bound: object) -> Any:
+    """Return a number as a float, and a list of numbers as one of floats, be it nested."""
+    if is_number(bound):
+        try:
+            return float(bound)  # type: ignore[arg-type]  # it is a number
+        except OverflowError:
+            raise ValueError(f"{name} must be made of numbers that a float can hold, got {shown(bound)}") from None
+    if not isinstance(bound, Sequence) or isinstance(bound, str | bytes):
+        raise TypeError(f"{name} must be a number or one for each dimension of the action, got {shown(bound)}")
+    return [_numbers(name, item) for item in bound]
 
 
 def make_one_hot(num_actions: int) -> OneHot:

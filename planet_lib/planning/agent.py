@@ -7,16 +7,27 @@ that is filtered with is the one *executed*, after noise and clipping; a port th
 its model of something that never happened.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_bool, check_shape
+from planet_lib._errors import NonFiniteError
+from planet_lib._shapes import (
+    check_bool,
+    check_count,
+    check_dense,
+    check_device,
+    check_dtype,
+    check_flag,
+    check_shape,
+    check_states,
+)
 from planet_lib.data.pixels import prepare
 from planet_lib.models.rollout import check_leading, step
 from planet_lib.models.world_model import WorldModel
+from planet_lib.planning._checks import check_acting, check_movable, check_numbers
 from planet_lib.planning.compiled import CompiledPlanner
 from planet_lib.planning.planner import Planner
 from planet_lib.types import Observation, Plan
@@ -110,12 +121,7 @@ class PlanningAgent:
         bits: int = 5,
         warm_start: bool = False,
     ) -> None:
-        if planner.action_dim != model.cell.action_dim:
-            raise ValueError(
-                f"planner must plan actions of the cell's action_dim={model.cell.action_dim}, got {planner.action_dim}"
-            )
-        if not exploration_std >= 0:
-            raise ValueError(f"exploration_std must not be negative, got {exploration_std}")
+        check_acting(model, planner, exploration_std, bits, warm_start)
         self.model = model
         self.planner = planner
         self.exploration_std = exploration_std
@@ -123,6 +129,7 @@ class PlanningAgent:
 
     def initial(self, batch_size: int) -> AgentState:
         """Return the state before anything was seen: the cell's zero state and zero action [B, A]."""
+        check_count(batch_size=batch_size)
         like = next(self.model.parameters())
         action = like.new_zeros(batch_size, self.model.cell.action_dim)
         return AgentState(latent=self.model.cell.initial(batch_size), action=action)
@@ -150,22 +157,25 @@ class PlanningAgent:
             (action [B, A], state, plan). state.action is that same action.
 
         Raises:
-            RuntimeError: no finite return could be predicted for some rows; it names them. No other call waits for the
-                device, but at the environment's boundary the action is needed anyway.
+            NonFiniteError: no finite return could be predicted for some rows; it names them. No other call waits for
+                the device, but at the environment's boundary the action is needed anyway.
             ValueError: is_first is not [B], state or noise is not of B rows, or obs is an empty dictionary or one whose
                 entries differ in their rows.
             TypeError: is_first is not bool, or obs or an entry of it neither a uint8 nor a float tensor.
         """
         noise = AgentNoise() if noise is None else noise
-        batch_size = _rows(obs)
+        like = next(self.model.parameters())
+        batch_size = _rows(obs, like)
+        check_flag(explore=explore)
         check_shape("is_first", is_first, "B", B=batch_size, because="the rows of obs")
         check_bool("is_first", is_first)
-        if noise.exploration is not None:
-            sizes = {"B": batch_size, "A": self.planner.action_dim}
-            check_shape("noise.exploration", noise.exploration, "B A", because="from obs and the planner", **sizes)
+        check_numbers("is_first", is_first, like)
+        self._check_noise(noise, batch_size, like)
+        if state is None:
+            state = self.initial(batch_size)
+        else:
+            self._check_state("state", state, batch_size)
         embed = self.model.encoder(self._observation(obs, noise.pixels))
-        state = self.initial(batch_size) if state is None else state
-        check_leading("state", (state.action, *state.latent), batch_size, because="the rows of obs")
         begins = is_first.to(embed.device, non_blocking=True)
         _, latent = step(
             self.model.cell,
@@ -185,9 +195,9 @@ class PlanningAgent:
         )
         if not bool(plan.valid.all()):
             rows = plan.valid.logical_not().nonzero().flatten().tolist()
-            raise RuntimeError(
-                f"no candidate had a finite predicted return in row(s) {rows} of the batch: the observation, the state "
-                "or the model's weights hold NaN or infinity there"
+            raise NonFiniteError(
+                f"no candidate had a finite predicted return in row(s) {rows} of the batch: the observation, the "
+                "state, the noise or the model's weights hold NaN or infinity there"
             )
         action = plan.action
         if explore:
@@ -196,14 +206,94 @@ class PlanningAgent:
         remembered = plan if self.warm_start else None
         return action, AgentState(latent=latent, action=action.clone(), plan=remembered), plan
 
+    def save_state(self, state: AgentState) -> dict[str, Any]:
+        """Return a state as plain data for a checkpoint, so that an episode goes on from its middle bit for bit.
+
+        Example:
+            >>> import torch
+            >>> from planet_lib.training.presets import PRESETS, build_agent, build_model
+            >>> agent = build_agent(PRESETS["cpu"], build_model(PRESETS["cpu"], "rssm", (5,), 2))
+            >>> saved = agent.save_state(agent.initial(3))
+            >>> sorted(saved), torch.equal(agent.load_state(saved).action, torch.zeros(3, 2))
+            (['action', 'latent', 'plan'], True)
+        """
+        self._check_state("state", state, None)
+        plan = None if state.plan is None else state.plan._asdict()
+        return {"latent": list(state.latent), "action": state.action, "plan": plan}
+
+    def load_state(self, saved: Mapping[str, Any]) -> AgentState:
+        """Return the state that `save_state` gave, on the model's device.
+
+        Raises:
+            ValueError: it is none, or that of another cell: other names, or tensors of other shapes.
+        """
+        device = next(self.model.parameters()).device
+        given: object = saved
+        if not isinstance(given, Mapping):
+            raise ValueError(f"saved must be what save_state returned, got {type(given).__name__}")
+        try:
+            action = saved["action"].to(device)
+            like = self.model.cell.initial(len(action))
+            latent = [each.to(device) for each in saved["latent"]]
+            shapes = [list(each.shape) for each in latent]
+            plan = saved["plan"]
+            if plan is not None:
+                parts: Any = {name: None if value is None else value.to(device) for name, value in plan.items()}
+                plan = Plan(**parts)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            kind = type(saved).__name__
+            raise ValueError(f"saved must be what save_state returned, got {kind}: {error!r}") from error
+        expected = [list(each.shape) for each in like]
+        if shapes != expected or list(action.shape[1:]) != [self.planner.action_dim]:
+            raise ValueError(
+                f"saved must be of this cell, latent {expected} and action [B, {self.planner.action_dim}], got "
+                f"{shapes} and {list(action.shape)}"
+            )
+        cell_state: Any = type(like)
+        fields = cell_state(*latent) if hasattr(cell_state, "_fields") else cell_state(latent)
+        state = AgentState(fields, action, plan)
+        self._check_state("saved", state, None)
+        return state
+
     def policy(self, *, explore: bool) -> Callable[[Observation, Tensor, AgentState | None], tuple[Tensor, AgentState]]:
         """Return this agent as `policy(obs, is_first, state) -> (action, state)`, the form that collection takes."""
+        check_flag(explore=explore)
 
         def act(obs: Observation, is_first: Tensor, state: AgentState | None) -> tuple[Tensor, AgentState]:
             action, state, _ = self(obs, is_first, state, explore=explore)
             return action, state
 
         return act
+
+    def _check_noise(self, noise: AgentNoise, batch_size: int, like: Tensor) -> None:
+        """Raise unless this is noise that an act of `batch_size` rows can take; what others check is left to them."""
+        given: object = noise
+        if not isinstance(given, AgentNoise):
+            raise TypeError(f"noise must be an AgentNoise or None, got {type(given).__name__}")
+        if noise.exploration is not None:
+            sizes = {"B": batch_size, "A": self.planner.action_dim}
+            check_shape("noise.exploration", noise.exploration, "B A", because="from obs and the planner", **sizes)
+            check_movable("noise.exploration", noise.exploration, like)
+
+    def _check_state(self, name: str, state: AgentState, batch_size: int | None) -> None:
+        """Raise unless this is a state of this agent, of `batch_size` rows; None is as many as it has."""
+        given: object = state
+        if not isinstance(given, AgentState):
+            raise TypeError(f"{name} must be the AgentState of the call before, or None, got {type(given).__name__}")
+        like, because = next(self.model.parameters()), "the rows of obs"
+        check_dense(f"{name}.action", state.action)
+        if batch_size is None:
+            batch_size, because = (len(state.action) if state.action.ndim else 0), "the rows of its action"
+        check_leading(name, (state.action,), batch_size, because=because)
+        because += ", on the model's device"
+        check_states(name, state.latent, self.model.cell.initial(1), batch_size, device=like.device, because=because)
+        sizes = {"B": batch_size, "A": self.model.cell.action_dim}
+        check_shape(f"{name}.action", state.action, "B A", because="its rows, and the model's action_dim", **sizes)
+        check_dtype(f"{name}.action", state.action, like.dtype, because="as the model's weights")
+        check_device(f"{name}.action", state.action, like.device, because="as the model's weights")
+        plan: object = state.plan
+        if plan is not None and not isinstance(plan, Plan):
+            raise TypeError(f"{name}.plan must be a Plan or None, got {type(plan).__name__}")
 
     def _observation(self, obs: Observation, noise: Observation | None) -> Observation:
         """Bring what was seen to the model's device and dtype; images travel as bytes and become floats there."""
@@ -214,7 +304,7 @@ class PlanningAgent:
         return prepare(obs.to(like.device), bits=self.bits, noise=noise).to(like.dtype)
 
 
-def _rows(obs: Observation) -> int:
+def _rows(obs: Observation, like: Tensor) -> int:
     """Return the rows B of an observation, or raise where it has none or the entries of a dictionary differ."""
     entries = {f"obs[{name!r}]": value for name, value in obs.items()} if isinstance(obs, dict) else {"obs": obs}
     if not entries:
@@ -224,6 +314,8 @@ def _rows(obs: Observation) -> int:
         given: object = value
         if not isinstance(given, Tensor):
             raise TypeError(f"{name} must be a uint8 or float tensor, got {type(given).__name__}")
+        check_dense(name, given)
+        check_numbers(name, given, like)
         shapes[name] = list(given.shape)
     first = next(iter(shapes))
     for name, shape in shapes.items():

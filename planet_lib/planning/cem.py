@@ -21,9 +21,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_choice, check_count, check_scales
+from planet_lib._shapes import check_choice, check_count, is_finite, is_whole, shown
+from planet_lib.planning._checks import check_size, check_width
 from planet_lib.planning._spaces import Bound, Box, Sampling, make_box
-from planet_lib.planning.planner import Planner, Round, check_width, top
+from planet_lib.planning.planner import Planner, Round, top
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
 
@@ -129,17 +130,17 @@ class CEMPlanner(Planner):
 
 def check_elites(num_elites: int, num_candidates: int) -> None:
     """Raise a `ValueError` unless there are candidates for so many elites."""
-    if not 1 <= num_elites <= num_candidates:
-        raise ValueError(f"num_elites must be between 1 and num_candidates={num_candidates}, got {num_elites}")
+    if not is_whole(num_elites, most=num_candidates):
+        raise ValueError(f"num_elites must be between 1 and num_candidates={num_candidates}, got {shown(num_elites)}")
 
 
 def check_fit(min_std: float, sampling: str, deviation: str, momentum: float) -> None:
     """Raise a `ValueError` for a setting of the fit that is out of its range."""
-    check_scales(min_std=min_std)
+    check_size(min_std=min_std)
     check_choice("sampling", sampling, get_args(Sampling))
     check_choice("deviation", deviation, get_args(Deviation))
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be at least 0 and less than 1, got {momentum}")
+    if not is_finite(momentum) or not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and less than 1, got {shown(momentum)}")
 
 
 def fit(elites: Tensor, scores: Tensor, deviation: Deviation) -> tuple[Tensor, Tensor, Tensor]:

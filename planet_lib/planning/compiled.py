@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from planet_lib.planning._checks import batch_of, check_generator
 from planet_lib.planning._rewrites import compile_spelled_out
-from planet_lib.planning.planner import Planner, batch_of
+from planet_lib.planning.planner import Planner
 from planet_lib.types import Plan
 
 _WARM_UP = 3  # runs before a capture: torch asks for some, in which libraries make their workspaces
@@ -51,6 +52,9 @@ class CompiledPlanner:
     Args:
         planner: any `Planner`.
 
+    Raises:
+        TypeError: planner is none.
+
     Attributes:
         planner: the copy.
         mode: how the last call ran: "graph", "compiled" or "eager"; None before the first.
@@ -68,6 +72,9 @@ class CompiledPlanner:
     """
 
     def __init__(self, planner: Planner) -> None:
+        given: object = planner
+        if not isinstance(given, Planner):
+            raise TypeError(f"planner must be a planet_lib.planning.Planner, got {type(given).__name__}")
         self.planner = copy.copy(planner)
         self.mode: str | None = None
         self.reason: str | None = None
@@ -107,6 +114,7 @@ class CompiledPlanner:
         if self.reason is not None:
             return self.planner(state, generator=generator, **arguments)
         _, like = batch_of(state)
+        check_generator(generator, like)
         source = _source(generator, like.device)
         drawn = source.get_state()
         try:

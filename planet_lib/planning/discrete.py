@@ -6,7 +6,7 @@ loop of Hafner et al. 2019 (arXiv:1811.04551), algorithm 2. Batched over environ
 
 from torch import Tensor
 
-from planet_lib._shapes import check_count
+from planet_lib._shapes import check_count, is_finite, shown
 from planet_lib.planning._spaces import OneHot, make_one_hot
 from planet_lib.planning.cem import check_elites, check_fit, fit
 from planet_lib.planning.planner import Planner, Round, top
@@ -68,9 +68,9 @@ class DiscreteCEMPlanner(Planner):
         check_fit(0.0, "clip", "std", momentum)
         if num_actions < 2:
             raise ValueError(f"num_actions must be at least 2, got {num_actions}; there is nothing to choose")
-        if not 0 <= min_probability < 1 / num_actions:
+        if not is_finite(min_probability) or not 0 <= min_probability < 1 / num_actions:
             raise ValueError(
-                f"min_probability must be at least 0 and less than 1 / num_actions, got {min_probability} "
+                f"min_probability must be at least 0 and less than 1 / num_actions, got {shown(min_probability)} "
                 f"for {num_actions} actions"
             )
         super().__init__(

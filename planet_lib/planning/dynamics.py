@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 # torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from planet_lib._shapes import check_choice, check_shape
-from planet_lib.models.rollout import check_leading
+from planet_lib._shapes import check_choice, check_device, check_dtype, check_members, check_shape, check_states
 from planet_lib.models.world_model import WorldModel
+from planet_lib.planning._checks import check_actions, check_discount, check_generator, sizes_of
 
 Start = Literal["shared", "sampled"]
 Transition = Literal["drawn", "mean"]
@@ -81,9 +81,12 @@ class LatentDynamics:
         discount: float = 1.0,
         objective: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
+        check_members("model", model, "a WorldModel", "cell", "reward_head", "continue_head")
         check_choice("start", start, get_args(Start))
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount must be greater than 0 and at most 1, got {discount}")
+        check_discount(discount)
+        given: object = objective
+        if given is not None and not callable(given):
+            raise TypeError(f"objective must be a function of state and action, or None, got {type(given).__name__}")
         check_choice("transition", transition, get_args(Transition))
         if start == "sampled" and transition == "mean":
             raise ValueError(
@@ -94,10 +97,12 @@ class LatentDynamics:
             got = f"{type(model.cell).__name__} without"
             raise TypeError(f"{setting} needs a cell with redraw(state, noise), got {got}; use 'shared' and 'drawn'")
         self.model, self.start, self.transition = model, start, transition
-        self.discount, self.objective = discount, objective
+        self.discount, self.objective = float(discount), objective
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """Return the standard normal noise that `rollout` takes for these actions; None where none is taken."""
+        check_actions(actions)
+        check_generator(generator, actions)
         rows, dim = len(actions) + (self.start == "sampled"), self.model.cell.noise_dim
         if dim == 0 or self.transition == "mean":
             return None
@@ -108,16 +113,22 @@ class LatentDynamics:
         """Return the predicted return [B, J] of every candidate; see the class."""
         cell = self.model.cell
         check_shape("actions", actions, "H B J A", A=cell.action_dim, because="the cell's action_dim")
+        check_actions(actions)
         horizon, batch_size, num_candidates, _ = actions.shape
-        check_leading("state", tuple(tree_leaves(state)), batch_size, because="from actions")
+        own = cell.initial(1) if hasattr(cell, "initial") else None
+        check_states("state", state, own, batch_size, device=actions.device, because="from actions")
         sampled, mean = self.start == "sampled", self.transition == "mean"
         if mean and noise is not None:
-            raise ValueError(f"noise must be None where transition is 'mean', got {list(noise.shape)}")
+            raise ValueError(f"noise must be None where transition is 'mean', got {sizes_of(noise)}")
         if noise is None:
             noise = self.draw_noise(actions)
         else:
             sizes = {"H": horizon + sampled, "B": batch_size, "J": num_candidates, "S": cell.noise_dim}
             check_shape("noise", noise, "H B J S", because="as the actions, and the cell's noise_dim", **sizes)
+            check_dtype("noise", noise, actions.dtype, because="as the actions")
+            check_device("noise", noise, actions.device, because="as the actions")
+        dtype = next((leaf.dtype for leaf in state if leaf.is_floating_point()), actions.dtype)
+        check_dtype("actions", actions, dtype, because="as the state")
         none = actions.new_zeros(batch_size * num_candidates, cell.noise_dim) if mean and cell.noise_dim else None
         steps = [none] * (horizon + sampled) if noise is None else noise.flatten(1, 2).unbind()
         actions = actions.flatten(1, 2)  # rows [B * J] are what matrix products like best

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 # torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_device, check_dtype, check_shape, check_whole
+from planet_lib.planning._checks import check_actions, check_discount, check_generator, check_start, sizes_of
 
 
 class FunctionDynamics:
@@ -49,10 +50,11 @@ class FunctionDynamics:
 
     def rollout(self, state: Any, actions: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the function's value [B, J]; see the class."""
-        check_shape("actions", actions, "H B J A")
+        check_actions(actions)
+        check_start(state, actions)
         if noise is not None:
             raise ValueError(
-                f"noise must be None, since a function of state and actions is not random, got {list(noise.shape)}; "
+                f"noise must be None, since a function of state and actions is not random, got {sizes_of(noise)}; "
                 "StepDynamics with noise_dim takes noise"
             )
         returns = self.function(state, actions)
@@ -113,15 +115,15 @@ class StepDynamics:
         _check_callable(step=step, reward=reward)
         if goes_on is not None:
             _check_callable(goes_on=goes_on)
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount must be greater than 0 and at most 1, got {discount}")
-        if not noise_dim >= 0 or int(noise_dim) != noise_dim:
-            raise ValueError(f"noise_dim must be a whole number of at least 0, got {noise_dim}")
+        check_discount(discount)
+        check_whole("noise_dim", noise_dim, least=0)
         self.step, self.reward, self.goes_on = step, reward, goes_on
-        self.discount, self.noise_dim = discount, noise_dim
+        self.discount, self.noise_dim = float(discount), int(noise_dim)
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """Return the noise [H, B, J, S] for actions [H, B, J, A], standard normal, or None where noise_dim is 0."""
+        check_actions(actions)
+        check_generator(generator, actions)
         if self.noise_dim == 0:
             return None
         shape = (*actions.shape[:-1], self.noise_dim)
@@ -129,9 +131,9 @@ class StepDynamics:
 
     def rollout(self, state: Any, actions: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the return [B, J] of every candidate; see the class."""
-        check_shape("actions", actions, "H B J A")
+        check_actions(actions)
         horizon, batch_size, num_candidates, _ = actions.shape
-        _check_rows(state, batch_size)
+        check_start(state, actions)
         noise = self._noise(actions, noise)
         rows = batch_size * num_candidates
         actions = actions.flatten(1, 2)
@@ -161,12 +163,14 @@ class StepDynamics:
             noise = self.draw_noise(actions)
         elif self.noise_dim == 0:
             raise ValueError(
-                f"noise must be None where noise_dim is 0, got {list(noise.shape)}; set noise_dim if step takes noise"
+                f"noise must be None where noise_dim is 0, got {sizes_of(noise)}; set noise_dim if step takes noise"
             )
         else:
             horizon, batch_size, num_candidates, _ = actions.shape
             sizes = {"H": horizon, "B": batch_size, "J": num_candidates, "S": self.noise_dim}
             check_shape("noise", noise, "H B J S", because="as the actions, and noise_dim", **sizes)
+            check_dtype("noise", noise, actions.dtype, because="as the actions")
+            check_device("noise", noise, actions.device, because="as the actions")
         return None if noise is None else noise.flatten(1, 2)
 
 
@@ -175,13 +179,3 @@ def _check_callable(**functions: object) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
-
-
-def _check_rows(state: Any, batch_size: int) -> None:
-    """Raise unless every tensor of the state has the rows of the actions."""
-    for leaf in tree_leaves(state):
-        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != batch_size):
-            raise ValueError(
-                f"state must hold tensors [{batch_size}, ...] (the B of actions), got one of {list(leaf.shape)}; what "
-                "is no row of an environment belongs into the function"
-            )

@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_count, check_scales
+from planet_lib._shapes import check_count, check_scales, is_finite, shown
+from planet_lib.planning._checks import check_width
 from planet_lib.planning._noise import colour
 from planet_lib.planning._spaces import Bound, Box, Sampling, make_box
 from planet_lib.planning.cem import Deviation, check_elites, check_fit, fit, mix
-from planet_lib.planning.planner import Planner, Round, check_width, top
+from planet_lib.planning.planner import Planner, Round, top
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
 
@@ -96,12 +97,12 @@ class ICEMPlanner(Planner):
         check_fit(min_std, sampling, deviation, momentum)
         check_scales(noise_beta=noise_beta)
         check_width(initial_std=initial_std)
-        if not 1 <= decay <= 1000:
-            raise ValueError(f"decay must be between 1 and 1000, got {decay}")
-        if not 0 <= keep_fraction <= 1:
-            raise ValueError(f"keep_fraction must be between 0 and 1, got {keep_fraction}")
-        num_kept = math.ceil(keep_fraction * num_elites)
-        counts = [max(int(num_candidates / decay**i), 2 * num_elites) for i in range(num_iterations)]
+        if not is_finite(decay) or not 1 <= decay <= 1000:
+            raise ValueError(f"decay must be between 1 and 1000, got {shown(decay)}")
+        if not is_finite(keep_fraction) or not 0 <= keep_fraction <= 1:
+            raise ValueError(f"keep_fraction must be between 0 and 1, got {shown(keep_fraction)}")
+        num_kept = math.ceil(float(keep_fraction) * int(num_elites))
+        counts = [max(_after(i, num_candidates, float(decay)), 2 * num_elites) for i in range(num_iterations)]
         rounds = [Round(min(count, num_candidates), num_kept) for count in counts]
         rounds[-1] = rounds[-1]._replace(known=num_kept + 1)  # the mean
         super().__init__(
@@ -139,3 +140,8 @@ class ICEMPlanner(Planner):
             elites=best if self.num_kept else None,
             spread=std,
         )
+
+
+def _after(i: int, count: int, decay: float) -> int:
+    """Return count / decay^i, rounded down; 0 where the power is beyond all floats."""
+    return int(count / decay**i) if i * math.log(decay) < 700 else 0

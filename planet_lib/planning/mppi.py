@@ -10,10 +10,11 @@ belongs to the source's derivation is left to the dynamics' rewards.
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_count, check_scales
+from planet_lib._shapes import check_count, check_flag, check_scales
+from planet_lib.planning._checks import check_size, check_width
 from planet_lib.planning._noise import colour
 from planet_lib.planning._spaces import Bound, Box, make_box
-from planet_lib.planning.planner import Planner, Round, check_width
+from planet_lib.planning.planner import Planner, Round
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
 
@@ -78,7 +79,9 @@ class MPPIPlanner(Planner):
     ) -> None:
         check_count(num_candidates=num_candidates, num_iterations=num_iterations)
         check_width(temperature=temperature, noise_std=noise_std)
-        check_scales(min_std=min_std, noise_beta=noise_beta)
+        check_size(min_std=min_std)
+        check_scales(noise_beta=noise_beta)
+        check_flag(adapt_std=adapt_std)
         super().__init__(
             dynamics,
             make_box(low, high, action_dim),

@@ -15,10 +15,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# torch's own definition of a pytree; it has no public name yet, and torch.compile traces through it.
-from torch.utils._pytree import tree_leaves
-
-from planet_lib._shapes import check_bool, check_count, check_shape
+from planet_lib._shapes import check_count, check_dense, check_flag, check_floating, check_last, check_shape
+from planet_lib.planning._checks import (
+    batch_of,
+    check_dynamics,
+    check_generator,
+    check_movable,
+    check_noise,
+    check_numbers,
+    check_plan,
+    check_rows,
+    check_size,
+)
 from planet_lib.planning._spaces import Space
 from planet_lib.planning.protocol import Dynamics
 from planet_lib.types import Plan
@@ -44,6 +52,8 @@ class Planner(ABC):
     value NaN and its action still one that could be executed; the other rows are as they would have been.
 
     A planner keeps nothing from call to call. To warm-start, hand in the plan of the step before.
+
+    Bounds are infinite or at most 1e18 in size, and so are deviations, so that float32 holds their products.
 
     Attributes:
         dynamics: the `Dynamics` that are asked.
@@ -73,6 +83,7 @@ class Planner(ABC):
         num_kept: int = 0,
     ) -> None:
         check_count(horizon=horizon, num_particles=num_particles)
+        check_dynamics(dynamics)
         self.num_kept = num_kept
         self.dynamics = dynamics
         self.horizon, self.num_candidates, self.num_iterations = horizon, num_candidates, len(rounds)
@@ -101,6 +112,7 @@ class Planner(ABC):
 
     def clip(self, action: Tensor) -> Tensor:
         """Return the nearest action [..., A] that can be executed."""
+        self._check_action(action)
         return self._space.like(action).clip(action)
 
     def explore(self, action: Tensor, scale: float, noise: Tensor | None = None) -> Tensor:
@@ -110,11 +122,24 @@ class Planner(ABC):
 
         Args:
             action: the planned one.
-            scale: how much noise.
-            noise: standard normal, like `action`; None draws it.
+            scale: how much noise, at least 0.
+            noise: standard normal, of the shape of `action`; None draws it.
         """
-        noise = torch.randn_like(action) if noise is None else noise
+        self._check_action(action)
+        check_size(scale=scale)
+        if noise is None:
+            noise = torch.randn_like(action)
+        else:
+            check_movable("noise", noise, action)
+            if noise.shape != action.shape:
+                raise ValueError(f"noise must be {list(action.shape)} (like action), got {list(noise.shape)}")
+            noise = noise.to(action)
         return self._space.like(action).explore(action, scale, noise)
+
+    def _check_action(self, action: Tensor) -> None:
+        """Raise unless `action` is floats [..., A]."""
+        check_last("action", action, self.action_dim, because="the planner's action_dim")
+        check_floating("action", action)
 
     def __call__(
         self,
@@ -147,18 +172,22 @@ class Planner(ABC):
             with_spread: whether the plan tells the spread of the best in each iteration.
 
         Raises:
-            ValueError: a shape that does not fit, including that of the returns, or both previous and initial_mean.
-            TypeError: a state without any tensor, previous not a `Plan`, or is_first not bool.
+            ValueError: a shape or device that does not fit, including those of what the dynamics return, or both
+                previous and initial_mean.
+            TypeError: a state without any tensor, previous not a `Plan`, is_first not bool, or an argument, or what the
+                dynamics return, of another kind.
         """
         batch_size, like = batch_of(state)
         most = max(self.num_rollouts)
         sizes = {"I": self.num_iterations, "H": self.horizon, "B": batch_size, "A": self.action_dim}
         because = "the planner's settings and the rows of state"
+        check_flag(with_spread=with_spread)
+        check_generator(generator, like)
         if noise is not None:
-            check_shape("noise", noise, "I H B J A", because=because, J=self.num_candidates, **sizes)
+            check_noise("noise", noise, "I H B J A", like, because=because, J=self.num_candidates, **sizes)
         if dynamics_noise is not None:
             given = {"I": self.num_iterations, "B": batch_size, "R": most}
-            check_shape("dynamics_noise", dynamics_noise, "I H B R S", because=because, **given)
+            check_noise("dynamics_noise", dynamics_noise, "I H B R S", like, because=because, **given)
         with torch.no_grad():
             space = self._space.like(like)
             plan = self._begin(space, like, sizes, previous, is_first, initial_mean)
@@ -201,28 +230,22 @@ class Planner(ABC):
         mean, elites = space.middle.expand(shape), None
         because = "the planner's settings and the rows of state"
         if is_first is not None:
-            check_shape("is_first", is_first, "B", B=sizes["B"], because="the rows of state")
-            check_bool("is_first", is_first)
+            check_rows("is_first", is_first, like, B=sizes["B"], because="the rows of state")
         if previous is not None:
             if initial_mean is not None:
                 raise ValueError("previous and initial_mean must not be given together, got both; leave one out")
-            given: object = previous
-            if not isinstance(given, Plan):
-                raise TypeError(f"previous must be a Plan, got {type(given).__name__}; a tensor is an initial_mean")
-            check_shape("previous.mean", previous.mean, "H B A", because=because, **sizes)
-            check_shape("previous.valid", previous.valid, "B", B=sizes["B"], because="the rows of state")
+            check_plan("previous", previous, like, num_kept=self.num_kept, because=because, **sizes)
             known = previous.valid.to(like.device, non_blocking=True)
             if is_first is not None:
                 known = known & ~is_first.to(like.device, non_blocking=True)
             # Moved into this planner's space: the plan may be another one's.
             mean = torch.where(known[:, None], _shift(space.resume(previous.mean.to(like)), space), mean)
             if previous.elites is not None and self.num_kept:
-                check_shape("previous.elites", previous.elites, "H B K A", because=because, K=self.num_kept, **sizes)
                 # NaN marks rows that have none.
                 kept = _shift(space.clip(previous.elites.to(like)), space)
                 elites = torch.where(known[:, None, None], kept, torch.nan)
         elif initial_mean is not None:
-            check_shape("initial_mean", initial_mean, "H B A", because=because, **sizes)
+            check_noise("initial_mean", initial_mean, "H B A", like, because=because, **sizes)
             mean = space.settle(initial_mean.to(like))
         # Copies, so that every iteration gets memory of the same kind: one graph serves them all when compiled.
         mean, std = mean.contiguous(), (self.initial_std * space.scale).expand(shape).contiguous()
@@ -249,6 +272,7 @@ class Planner(ABC):
             dynamics_noise = dynamics_noise[:, :, : rolled.shape[2]]
         returns = self.dynamics.rollout(state, rolled, noise=dynamics_noise)
         check_shape("what dynamics.rollout returns", returns, "B J", B=plan.value.shape[0], J=rolled.shape[2])
+        check_numbers("what dynamics.rollout returns", returns, plan.value)
         returns = returns.to(plan.mean)
         if self.num_particles > 1:
             returns = returns.reshape(-1, count, self.num_particles).mean(2)
@@ -276,14 +300,12 @@ class Planner(ABC):
         if draw is None:
             return None
         noise: Tensor | None = draw(like.new_empty(()).expand(size), generator=generator)
+        if noise is not None:
+            check_dense("what dynamics.draw_noise returns", noise, " [H, B, J, ...]")
+            if noise.ndim < 3 or noise.shape[1:3] != size[1:3]:
+                expected = f"[H, B, J, ...] with B={size[1]}, J={size[2]}, as the actions it is given"
+                raise ValueError(f"what dynamics.draw_noise returns must be {expected}, got {list(noise.shape)}")
         return noise
-
-
-def check_width(**values: float) -> None:
-    """Raise a `ValueError` for the first keyword whose value is not finite and greater than 0."""
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be finite and greater than 0, got {value}")
 
 
 def top(candidates: Tensor, returns: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -296,17 +318,3 @@ def top(candidates: Tensor, returns: Tensor, count: int) -> tuple[Tensor, Tensor
 def _shift(actions: Tensor, space: Space) -> Tensor:
     """Return actions [H, B, ..., A] moved on by one step; the last is the middle."""
     return torch.cat([actions[1:], space.middle.expand_as(actions[:1])])
-
-
-def batch_of(state: Any) -> tuple[int, Tensor]:
-    """Return B, and an empty tensor with the device and floating dtype of the state."""
-    leaves = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-    if not leaves:
-        raise TypeError(f"state must hold at least one tensor [B, ...], got {type(state).__name__} without any")
-    sizes = [leaf.shape[0] if leaf.ndim else None for leaf in leaves]
-    batch_size = sizes[0]
-    if batch_size is None or any(size != batch_size for size in sizes):
-        shapes = [list(leaf.shape) for leaf in leaves]
-        raise ValueError(f"state must hold tensors [B, ...] of one batch size B, got shapes {shapes}")
-    dtype = next((leaf.dtype for leaf in leaves if leaf.is_floating_point()), torch.get_default_dtype())
-    return batch_size, torch.empty(0, dtype=dtype, device=leaves[0].device)

@@ -121,8 +121,8 @@ class Reader:
         """Return the reward, or NaN with a complaint where it is not one number that is finite in float32."""
         try:
             with np.errstate(over="ignore"):
-                value = np.asarray(reward, np.float32)
-        except (TypeError, ValueError):
+                value = np.asarray(np.nan if isinstance(reward, str | bytes) else reward, np.float32)
+        except Exception:  # of whatever it is
             value = np.full((), np.nan, np.float32)
         if value.shape == () and np.isfinite(value):
             return float(reward)

@@ -47,6 +47,8 @@ class Probe:
             raise ContractError("cell.initial must return a floating field, got none; no gradient could flow through")
         owner = next(cell.parameters(), floating[0]) if isinstance(cell, nn.Module) else floating[0]
         self.device, self.dtype = owner.device, owner.dtype
+        if self.device.type == "meta":
+            raise ContractError("cell must hold numbers, got weights on the meta device; move it with .to_empty(...)")
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal numbers on the cell's device, in its dtype."""

@@ -13,8 +13,8 @@ from torch import Tensor
 # torch's own definition of a pytree; it has no public name yet.
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from planet_lib._shapes import check_count
-from planet_lib.testing.contract import ContractError, runs
+from planet_lib._shapes import check_count, check_dense, check_whole, is_number, is_whole, shown
+from planet_lib.testing.contract import LARGEST_SEED, ContractError, runs
 
 Bound: TypeAlias = float | Sequence[float] | np.ndarray[Any, Any] | Tensor
 Rows: TypeAlias = Callable[[Any, Tensor], Any]
@@ -46,26 +46,33 @@ class Asker:
         rows: Rows | None,
         seed: int,
     ) -> None:
-        # A copy, so that whatever is written over is not the caller's.
-        state = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, state)
-        tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-        self.batch_size = _check_state(tensors)
-        if horizon < 2 or num_candidates < 2:
-            raise ValueError(
-                f"horizon and num_candidates must be at least 2, got {horizon} and {num_candidates}; less proves little"
-            )
+        if not is_whole(horizon, 2) or not is_whole(num_candidates, 2):
+            got = f"{shown(horizon)} and {shown(num_candidates)}"
+            raise ValueError(f"horizon and num_candidates must be at least 2, got {got}; less proves little")
         if noise_dim is not None:
             check_count(noise_dim=noise_dim)
-        self.dynamics, self.state, self.seed = dynamics, state, seed
+        check_whole("seed", seed, least=0, most=LARGEST_SEED)
+        if rows is not None and not callable(rows):
+            raise TypeError(f"rows must be None or a function of a state and an index, got {shown(rows)}")
+        # A copy, so that whatever is written over is not the caller's.
+        try:
+            state = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, state)
+        except RecursionError:
+            raise ValueError("state must be a tree of tensors, got one that holds itself") from None
+        tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+        self.batch_size = _check_state(tensors)
+        self.dynamics, self.state, self.seed = dynamics, state, int(seed)
         self.low, self.high = _bounds(low, high, action_dim)
-        self.horizon, self.num_candidates, self.noise_dim, self.discrete = horizon, num_candidates, noise_dim, discrete
-        self.generator = torch.Generator().manual_seed(seed)
+        self.horizon, self.num_candidates, self.discrete = int(horizon), int(num_candidates), discrete
+        self.noise_dim = None if noise_dim is None else int(noise_dim)
+        self.generator = torch.Generator().manual_seed(int(seed))
         floating = [leaf.dtype for leaf in tensors if leaf.is_floating_point()]
         self.dtype = floating[0] if floating else torch.get_default_dtype()
         self.device = tensors[0].device
         only_tensors = len(tensors) == len(tree_leaves(state))
         self.rows = rows if rows is not None or not only_tensors else _tensor_rows
-        self.draw: Callable[..., Any] | None = getattr(dynamics, "draw_noise", None)
+        with runs("dynamics.draw_noise must be a method or absent"):
+            self.draw: Callable[..., Any] | None = getattr(dynamics, "draw_noise", None)
 
     def question(self, horizon: int | None = None, num_candidates: int | None = None) -> Question:
         """Ask about random actions from the state, with noise where the dynamics take it."""
@@ -201,6 +208,10 @@ def _check_state(tensors: list[Tensor]) -> int:
     """Return B, or raise a `ValueError` where the state is none to try dynamics with."""
     if not tensors:
         raise ValueError("state must hold at least one tensor [B, ...], got none")
+    for leaf in tensors:
+        check_dense("each tensor of state", leaf)
+        if leaf.is_meta:
+            raise ValueError("state must hold tensors of numbers, got one on the meta device")
     shapes = [list(leaf.shape) for leaf in tensors]
     if any(not shape or shape[0] != (shapes[0] or [0])[0] for shape in shapes):
         raise ValueError(f"state must hold tensors [B, ...] of one batch size B, got shapes {shapes}")
@@ -211,9 +222,21 @@ def _check_state(tensors: list[Tensor]) -> int:
     return shapes[0][0]
 
 
+def _bound(name: str, value: Bound) -> Tensor:
+    """Return a bound in float64, or raise where it is neither a number nor numbers [A]."""
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        is_real = np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
+        if is_real and (array.ndim or isinstance(value, Tensor | np.ndarray) or is_number(value)):
+            return torch.from_numpy(array.astype(np.float64))
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged, on the meta device, anything at all
+        pass
+    raise TypeError(f"{name} must be a number or numbers [A], got {shown(value)}")
+
+
 def _bounds(low: Bound, high: Bound, action_dim: int | None) -> tuple[Tensor, Tensor]:
     """Return the bounds [A] in float64."""
-    lower, upper = (torch.as_tensor(bound, dtype=torch.float64).cpu() for bound in (low, high))
+    lower, upper = _bound("low", low), _bound("high", high)
     sizes = {bound.shape[0] for bound in (lower, upper) if bound.ndim}
     if action_dim is not None:
         check_count(action_dim=action_dim)

@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_positive
+from planet_lib._shapes import check_count, check_flag, check_whole, is_whole, shown
 from planet_lib.models import Cell
 from planet_lib.testing import _noise, _reach, _sequences
 from planet_lib.testing._probe import Inputs, Probe
-from planet_lib.testing.contract import ContractError, difference, expect_equal, map_leaves, runs, tolerance
+from planet_lib.testing.contract import (
+    LARGEST_SEED,
+    ContractError,
+    difference,
+    expect_equal,
+    map_leaves,
+    runs,
+    tolerance,
+)
 
 _SIZES = {"action_dim": 1, "feature_dim": 1, "noise_dim": 0}
 _METHODS = ("initial", "prior", "posterior", "features", "divergence")
@@ -82,16 +90,20 @@ def check_cell(
     """
     if isinstance(cell, type):
         raise TypeError(f"cell must be an instance, got the class {cell.__name__}; call it with its sizes first")
-    if batch_size < 2 or length < 4:
-        raise ValueError(f"batch_size must be at least 2 and length at least 4, got {batch_size} and {length}")
+    if not is_whole(batch_size, 2) or not is_whole(length, 4):
+        got = f"{shown(batch_size)} and {shown(length)}"
+        raise ValueError(f"batch_size must be at least 2 and length at least 4, got {got}")
+    check_whole("seed", seed, least=0, most=LARGEST_SEED)
+    check_flag(compile=compile)
     embed_dim = getattr(cell, "embed_dim", None) if embed_dim is None else embed_dim
     if embed_dim is None:
         name = type(cell).__name__
         raise ValueError(f"embed_dim must be given, got none and {name} has none; call check_cell(cell, embed_dim=E)")
-    check_positive(embed_dim=embed_dim)
-    _check_members(cell)
-    with torch.inference_mode(False), torch.no_grad():
-        probe = Probe(cell, embed_dim, batch_size, length, seed)
+    check_count(embed_dim=embed_dim)
+    # Whatever else a cell may do wrong, it is the cell that does not keep its promises.
+    with runs("cell must run as planet_lib.Cell says"), torch.inference_mode(False), torch.no_grad():
+        _check_members(cell)
+        probe = Probe(cell, int(embed_dim), int(batch_size), int(length), int(seed))
         devices = [] if probe.device.type == "cpu" else [probe.device]
         with torch.random.fork_rng(devices, device_type=probe.device.type if devices else "cuda"):
             _check_initial(probe)
@@ -112,7 +124,7 @@ def check_cell(
 def _check_members(cell: object) -> None:
     for name, least in _SIZES.items():
         size = getattr(cell, name, None)
-        if not isinstance(size, int) or size < least:
+        if not is_whole(size, least):
             got = "none" if size is None else repr(size)
             remedy = "planet_lib.Cell lists what a cell has to offer"
             raise ContractError(f"cell.{name} must be a whole number of at least {least}, got {got}; {remedy}")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGEST_SEED = 2**63 - 2  # the checks use the one behind it too
+
 
 class ContractError(AssertionError):
     """A part breaks what the rest of the library relies on. The message says what was expected, what came, what to do.

@@ -12,6 +12,7 @@ from torch import Tensor
 # torch's own definition of a pytree; it has no public name yet.
 from torch.utils._pytree import tree_map
 
+from planet_lib._shapes import check_flag, check_whole
 from planet_lib.planning import Dynamics
 from planet_lib.testing._rollout_mixing import check_mixing
 from planet_lib.testing._rollout_noise import check_noise
@@ -100,9 +101,13 @@ def check_dynamics(
     """
     if isinstance(dynamics, type):
         raise TypeError(f"dynamics must be an instance, got the class {dynamics.__name__}; call it first")
-    if not callable(getattr(dynamics, "rollout", None)):
+    with runs("dynamics.rollout must be a method"):
+        has_rollout = callable(getattr(dynamics, "rollout", None))
+    if not has_rollout:
         remedy = "wrap a plain function in planet_lib.planning.FunctionDynamics"
         raise ContractError(f"dynamics.rollout must be a method, got none; {remedy}")
+    check_flag(discrete=discrete, random=random, sparse=sparse, nan=nan, compile=compile)
+    check_whole("delay", delay, least=0)
     with torch.inference_mode(False), torch.no_grad():
         asker = Asker(
             dynamics,
@@ -117,6 +122,7 @@ def check_dynamics(
             rows=rows,
             seed=seed,
         )
+    with runs("dynamics must run as planet_lib.planning.Dynamics says"), torch.inference_mode(False), torch.no_grad():
         devices = [] if asker.device.type == "cpu" else [asker.device]
         with torch.random.fork_rng(devices, device_type=asker.device.type if devices else "cuda"):
             question = asker.question()

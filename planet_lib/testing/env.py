@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from planet_lib._shapes import check_count, check_flag, check_whole, is_whole, shown
 from planet_lib.testing._env_play import Counting, Player, one_line
 from planet_lib.testing._env_rows import Complaints, Halt, Row, difference, same
-from planet_lib.testing.contract import ContractError
+from planet_lib.testing.contract import LARGEST_SEED, ContractError
 from planet_lib.types import Array
 
 _FEW = 10  # steps of the episodes in between
+_WRAPPERS = 100  # looked into at most, since one may hold itself
 _REWARD_TOLERANCE = 1e-5
 
 
@@ -87,14 +89,25 @@ def check_env(
     if isinstance(env, type | str):
         kind = f"the class {env.__name__}" if isinstance(env, type) else f"the name {env!r}"
         raise TypeError(f"env must be an instance, got {kind}; make one first")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not is_whole(num_steps):
+        raise ValueError(f"num_steps must be at least 1, got {shown(num_steps)}")
+    check_whole("seed", seed, least=0, most=LARGEST_SEED)
+    check_flag(random=random, bad_actions=bad_actions, close=close)
+    if action_dim is not None:
+        check_count(action_dim=action_dim)
     complaints = Complaints()
     cause: BaseException | None = None
     try:
         _check_members(env, complaints)
-        player = Player(env, *_action_size(env, action_dim, complaints), complaints)
-        _check_episodes(player, seed, num_steps, random, bad_actions)
+        sizes = _action_size(env, action_dim, complaints)
+        try:
+            player = Player(env, *sizes, complaints)
+            _check_episodes(player, int(seed), int(num_steps), random, bad_actions)
+        except Halt:
+            raise
+        except Exception as error:  # whatever else an environment may do wrong
+            message = f"env must run as planet_lib.data.run_episode asks, got {one_line(error)}"
+            raise complaints.halt("anything else", message, error) from error
     except Halt as stop:
         cause = stop.__cause__
     if close:
@@ -106,36 +119,55 @@ def check_env(
 def _check_members(env: Any, complaints: Complaints) -> None:
     """Complain of a missing method, and of an action space or repeat that is none of ours."""
     for name in ("reset", "step"):
-        if not callable(getattr(env, name, None)):
+        if not callable(_member(env, name, complaints)):
             raise complaints.halt(name, f"env.{name} must be a method, got none; see planet_lib.data.run_episode")
-    space = getattr(env, "action_space", None)
-    low, high, shape = (getattr(space, name, None) for name in ("low", "high", "shape"))
-    lowest = -1.0 if getattr(env, "num_actions", None) is None else 0.0
-    ends = low is None or high is None or not (np.all(low == lowest) and np.all(high == 1.0))
-    if space is not None and (ends or shape is None or len(shape) != 1):
+    space = _member(env, "action_space", complaints)
+    lowest = -1.0 if _member(env, "num_actions", complaints) is None else 0.0
+    if space is not None and not _is_box(space, lowest):
         raise complaints.halt(
             "action space",
-            f"env.action_space must be a Box from {lowest:g} to 1 of shape (A,), got {space}; "
+            f"env.action_space must be a Box from {lowest:g} to 1 of shape (A,), got {shown(space)}; "
             "planet_lib.envs.make_env(lambda: env) makes it one, of Discrete spaces too",
         )
-    repeat = getattr(env, "action_repeat", 1)
-    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
-        complaints.add("repeat", f"env.action_repeat must be a whole number of at least 1, got {repeat!r}; give 1")
+    space = _member(env, "observation_space", complaints)
+    if space is not None and not callable(getattr(space, "contains", None)):
+        complaints.add("space", f"env.observation_space must be None or have a method contains, got {shown(space)}")
+    repeat = _member(env, "action_repeat", complaints, 1)
+    if not is_whole(repeat):
+        got = shown(repeat)
+        complaints.add("repeat", f"env.action_repeat must be a whole number of at least 1, got {got}; give 1")
+
+
+def _member(env: object, name: str, complaints: Complaints, default: object = None) -> Any:
+    """Return a member of anything, or the default where there is none."""
+    try:
+        return getattr(env, name, default)
+    except Exception as error:
+        message = f"env.{name} must be there or be absent, got {one_line(error)}"
+        raise complaints.halt(name, message, error) from error
+
+
+def _is_box(space: Any, lowest: float) -> bool:
+    """Tell whether a space is a box [A] from `lowest` to 1, whatever it is."""
+    try:
+        is_between = bool(np.all(space.low == lowest) and np.all(space.high == 1.0))
+        return is_between and len(space.shape) == 1 and is_whole(space.shape[0])
+    except Exception:
+        return False
 
 
 def _action_size(env: Any, action_dim: int | None, complaints: Complaints) -> tuple[int, int | None]:
     """Return A, and the number of one-hot actions or None."""
-    shape = getattr(getattr(env, "action_space", None), "shape", None)
-    size, count = (action_dim if shape is None else int(shape[0])), getattr(env, "num_actions", None)
+    shape = getattr(_member(env, "action_space", complaints), "shape", None)
+    size, count = (action_dim if shape is None else int(shape[0])), _member(env, "num_actions", complaints)
     if size is None or size < 1:
         raise ValueError(f"action_dim must be at least 1 where env has no action_space with a shape, got {size}")
     if action_dim not in (None, size):
         raise ValueError(f"action_dim must be {size}, as env.action_space says, got {action_dim}; leave it out")
-    if count is not None and not (isinstance(count, int) and 1 <= count <= size):
-        raise complaints.halt(
-            "count", f"env.num_actions must be None or from 1 to A={size}, got {count!r}; it is n of Discrete(n)"
-        )
-    return size, count
+    if count is not None and not is_whole(count, 1, size):
+        got = f"got {shown(count)}; it is n of Discrete(n)"
+        raise complaints.halt("count", f"env.num_actions must be None or from 1 to A={size}, {got}")
+    return int(size), None if count is None else int(count)
 
 
 def _check_episodes(player: Player, seed: int, num_steps: int, random: bool, bad_actions: bool) -> None:
@@ -180,10 +212,13 @@ def _check_after_end(player: Player, last: Row, action: Array) -> None:
 def _check_repeat(player: Player, seed: int, actions: list[Array]) -> None:
     """Complain where a step is not `action_repeat` steps of the inner environment."""
     outer = player.env
-    while hasattr(getattr(outer, "env", None), "action_repeat"):
+    for _ in range(_WRAPPERS):
+        if not hasattr(getattr(outer, "env", None), "action_repeat"):
+            break
         outer = outer.env
     inner, repeat = getattr(outer, "env", None), getattr(outer, "action_repeat", None)
-    if not isinstance(repeat, int) or not callable(getattr(inner, "step", None)):
+    # One with __slots__ cannot be watched.
+    if not isinstance(repeat, int) or not callable(getattr(inner, "step", None)) or not hasattr(inner, "__dict__"):
         return
     player.reset(seed)
     for number, action in enumerate(actions[:_FEW], 1):
@@ -246,7 +281,12 @@ def _check_memory(player: Player) -> None:
 
 def _check_close(env: Any, complaints: Complaints) -> None:
     """Complain where closing fails, once or twice."""
-    end = getattr(env, "close", None)
+    try:
+        end = _member(env, "close", complaints)
+    except Halt:
+        return
+    if end is not None and not callable(end):
+        complaints.add("close", f"env.close must be a method, got {shown(end)}; leave it out where nothing is to close")
     for when in ("run", "be harmless when called twice") if callable(end) else ():
         try:
             env.close()

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from planet_lib._shapes import check_count, shown, whole_sizes
 from planet_lib.models import (
     ContinueHead,
     ConvEncoder,
@@ -21,7 +22,7 @@ from planet_lib.models import (
     WorldModel,
     init_glorot_,
 )
-from planet_lib.training._preset import Preset
+from planet_lib.training._preset import Preset, check_preset
 
 
 def build_model(
@@ -52,6 +53,12 @@ def build_model(
         >>> model.encoder.embed_dim
         512
     """
+    check_preset(preset)
+    given: object = cell
+    if not isinstance(given, str) or given not in ("rssm", "ssm", "rnn"):
+        raise ValueError(f"cell must be rssm, ssm or rnn, got {shown(cell)}")
+    check_count(action_dim=action_dim)
+    obs_shape = _checked_shapes(obs_shape)
     encoder: nn.Module
     decoder: nn.Module
     if isinstance(obs_shape, Mapping):
@@ -79,6 +86,19 @@ def build_model(
     return model
 
 
+def _checked_shapes(given: object) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """Return obs_shape as tuples of ints, or raise where it is neither a shape nor a dictionary of such."""
+    shapes = dict(given) if isinstance(given, Mapping) else {"": given}
+    checked = {name: whole_sizes(shape) for name, shape in shapes.items()}
+    known = {name: shape for name, shape in checked.items() if shape is not None and len(shape) in (1, 3)}
+    if not checked or len(known) < len(checked) or not all(isinstance(name, str) for name in checked):
+        raise ValueError(
+            "obs_shape must be (C, Y, X) of pixels, (N,) of a vector, or a dictionary of such, of whole sizes of at "
+            f"least 1, got {shown(given)}"
+        )
+    return known if isinstance(given, Mapping) else known[""]
+
+
 def _build_cell(preset: Preset, cell: str, action_dim: int, embed_dim: int) -> RSSMCell | SSMCell | RNNCell:
     common: dict[str, Any] = {
         name: getattr(preset, name) for name in ("hidden_dim", "num_layers", "activation", "init")
@@ -89,9 +109,7 @@ def _build_cell(preset: Preset, cell: str, action_dim: int, embed_dim: int) -> R
         return RSSMCell(action_dim, embed_dim, **common, **gaussian, **path)
     if cell == "ssm":
         return SSMCell(action_dim, embed_dim, **common, **gaussian)
-    if cell == "rnn":
-        return RNNCell(action_dim, embed_dim, **common, **path, stoch_dim=preset.stoch_dim)
-    raise ValueError(f"cell must be rssm, ssm or rnn, got {cell!r}")
+    return RNNCell(action_dim, embed_dim, **common, **path, stoch_dim=preset.stoch_dim)
 
 
 def _build_encoder(preset: Preset, obs_shape: tuple[int, ...]) -> ConvEncoder | PatchEncoder | VectorEncoder:

@@ -7,6 +7,8 @@ cut leaves the old file readable. Knows nothing about what the files hold.
 import contextlib
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -35,8 +37,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # still there if both were names of one file: moving it did nothing
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(target)  # a write that fails does not say of which file
         raise
     sync_directory(target.parent)
 
@@ -59,6 +65,23 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold Ctrl-C back, not by a mask, since another thread would take it: some imports cannot be interrupted."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not Python's to put back
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
 def require(module: str, *, purpose: str) -> ModuleType:
     """Import a module of the `train` extra, or raise an `ImportError` that says how to install it.
 
@@ -70,7 +93,8 @@ def require(module: str, *, purpose: str) -> ModuleType:
 (from a checkout: pip install -e '.[train]')
     """
     try:
-        return importlib.import_module(module)
+        with _ctrl_c_waits():
+            return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         raise ImportError(

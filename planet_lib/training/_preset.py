@@ -1,9 +1,11 @@
 """The settings of a run as one frozen dataclass. For `presets`, where everybody else finds it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from planet_lib._shapes import check_mapping, check_whole, is_finite, shown
 from planet_lib.training._preset_values import PAPER
 
 
@@ -83,6 +85,19 @@ class Preset:
     num_iterations: int = _setting("num_iterations", "iterations of the planner (I)")
     exploration_std: float = _setting("exploration_std", "deviation of the noise added to actions while training")
 
+    def __post_init__(self) -> None:
+        """Raise a `ValueError` for a field of another type; ranges are for those who take the numbers."""
+        for item in fields(self):
+            value: Any = getattr(self, item.name)
+            kind: Any = type(item.default)
+            if kind is int:
+                check_whole(item.name, value, least=0)
+            elif kind is str and not isinstance(value, str):
+                raise ValueError(f"{item.name} must be a text, got {shown(value)}")
+            elif kind is float and not (is_finite(value) or (item.name == "grad_clip" and value == math.inf)):
+                raise ValueError(f"{item.name} must be a finite number, got {shown(value)}")
+            object.__setattr__(self, item.name, kind(value))  # a number of NumPy becomes one of Python
+
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], *, where: str = "this run") -> "Preset":
         """Return the preset within the settings of a run, which have other names too.
@@ -98,15 +113,26 @@ class Preset:
             >>> Preset.from_settings({"env": "dmc:walker-walk", **Preset(window=20).settings()}).window
             20
         """
+        check_mapping("settings", settings)
+        given: object = where
+        if not isinstance(given, str):
+            raise TypeError(f"where must be a text, got {shown(where)}")
         names = [item.name for item in fields(cls)]
         missing = [name for name in names if name not in settings]
         if missing:
             raise ValueError(
                 f"the settings of {where} lack {', '.join(missing)}: it was made by another version of planet_lib, "
-                "whose networks have other weights; go on with that version, or start a new run"
+                "whose networks have other weights; go on with that version, or start a new run "
+                f"(got {len(settings)} settings)"
             )
         return cls(**{name: settings[name] for name in names})
 
     def settings(self) -> dict[str, int | float | str]:
         """Return the fields as plain numbers and strings."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def check_preset(preset: object) -> None:
+    """Raise a `TypeError` unless it is a `Preset`: settings by name are made one with `Preset.from_settings`."""
+    if not isinstance(preset, Preset):
+        raise TypeError(f"preset must be a Preset, as get_preset and Preset.from_settings return, got {shown(preset)}")

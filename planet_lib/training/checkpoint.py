@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planet_lib._shapes import check_mapping, check_path, names_of, shown
 from planet_lib.training._files import atomic_path
 
 _FORMAT = "planet_lib checkpoint"
@@ -51,11 +52,13 @@ def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) ->
         >>> load_checkpoint(path)["env_steps"]
         5000
     """
-    target = Path(path)
+    target = Path(check_path("path", path))
     if not isinstance(payload, Mapping):
         raise TypeError(f"payload must be a dict, got {type(payload).__name__}")
-    for name, value in payload.items():
-        _check_plain(f"payload[{name!r}]", value)
+    try:
+        _check_plain("payload", dict(payload))
+    except RecursionError as error:
+        raise ValueError("payload must end somewhere, got one that holds itself, or is nested too deeply") from error
     content = io.BytesIO()  # torch hides the reason of a failed write to a file: a full disk should say so
     torch.save({"format": _FORMAT, "version": _VERSION, "payload": dict(payload)}, content)
     with atomic_path(target) as temporary:
@@ -71,7 +74,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, required: Iterable[str] = (
 
     Args:
         path: where.
-        required: names that the payload must have, so that somebody else's checkpoint is told apart at once.
+        required: names that the payload must have, so that somebody else's checkpoint is told apart at once;
+            "settings.env" is the entry "env" of the dictionary "settings".
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -79,7 +83,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, required: Iterable[str] = (
             `save_checkpoint`, or by a newer version of planet_lib, or lacks a required name. The message names the
             checkpoint before it, if there is one.
     """
-    source = Path(path)
+    source, required = Path(check_path("path", path)), names_of("required", required)
     previous = previous_checkpoint(source)
     remedy = f"copy {previous.name} over it to go on from the one before" if previous.exists() else "start a new run"
     if not source.exists():
@@ -94,21 +98,32 @@ def load_checkpoint(path: str | os.PathLike[str], *, required: Iterable[str] = (
         raise ValueError(f"checkpoint {source} holds more than plain data and is not loaded: {remedy}") from error
     except Exception as error:  # zipfile and torch raise about anything on a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {source} is damaged or unreadable ({reason}): {remedy}") from error
+        raise ValueError(f"checkpoint {source} is damaged or unreadable (got {reason}): {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"checkpoint {source} was not written by planet_lib.training.save_checkpoint: {remedy}")
+        raise ValueError(
+            f"checkpoint {source} was not written by planet_lib.training.save_checkpoint (got another file): {remedy}"
+        )
     version, payload = content.get("version"), content.get("payload")
     if not isinstance(version, int) or version < 1 or not isinstance(payload, dict):
-        raise ValueError(f"checkpoint {source} is damaged (version {version!r}, no payload): {remedy}")
+        raise ValueError(f"checkpoint {source} is damaged (got version {shown(version)}, no payload): {remedy}")
     if version > _VERSION:
         raise ValueError(
             f"checkpoint {source} has format version {version}, this planet_lib reads up to {_VERSION}: "
             "update planet_lib to the version that wrote it"
         )
-    missing = [name for name in required if name not in payload]
+    missing = [name for name in required if not _has(payload, name)]
     if missing:
-        raise ValueError(f"checkpoint {source} is of another program, it lacks {', '.join(missing)}: {remedy}")
+        got = ", ".join(map(str, payload)) or "nothing"
+        raise ValueError(
+            f"checkpoint {source} is of another program, it lacks {', '.join(missing)}: {remedy} (got {got})"
+        )
     return payload
+
+
+def _has(payload: Any, name: str) -> bool:
+    """Tell whether a payload has an entry, or one within another."""
+    first, dot, rest = name.partition(".")
+    return isinstance(payload, Mapping) and first in payload and (not dot or _has(payload[first], rest))
 
 
 def previous_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -118,7 +133,9 @@ def previous_checkpoint(path: str | os.PathLike[str]) -> Path:
         >>> previous_checkpoint("runs/first/checkpoint.pt").name
         'checkpoint-previous.pt'
     """
-    target = Path(path)
+    target = Path(check_path("path", path))
+    if not target.name:
+        raise ValueError(f"path must name a file, got {str(target)!r}")
     return target.with_name(f"{target.stem}-previous{target.suffix}")
 
 
@@ -133,10 +150,12 @@ def check_compatible(saved: Mapping[str, Any], wanted: Mapping[str, Any], names:
             ...
         ValueError: checkpoint was made with cell='rssm', got cell='ssm': ask for the same settings, or start a new run
     """
+    check_mapping("saved", saved)
+    check_mapping("wanted", wanted)
     differences = [
         f"{_setting(saved, name)}, got {_setting(wanted, name)}"
-        for name in names
-        if (name in saved) != (name in wanted) or _as_lists(saved.get(name)) != _as_lists(wanted.get(name))
+        for name in names_of("names", names)
+        if (name in saved) != (name in wanted) or not _same(_as_lists(saved.get(name)), _as_lists(wanted.get(name)))
     ]
     if differences:
         listed = "; ".join(differences)
@@ -166,8 +185,10 @@ def rng_state(**generators: torch.Generator | np.random.Generator) -> dict[str, 
             raise ValueError(f"generators must not be named {name!r}, which is torch's own: choose another name")
         if isinstance(generator, torch.Generator):
             state[name] = generator.get_state()
-        else:
+        elif isinstance(generator, np.random.Generator):
             state[name] = dict(generator.bit_generator.state)
+        else:
+            raise TypeError(f"{name} must be a torch.Generator or a numpy.random.Generator, got {shown(generator)}")
     return state
 
 
@@ -177,11 +198,26 @@ def set_rng_state(state: Mapping[str, Any], **generators: torch.Generator | np.r
     CUDA states are set for the devices that are here: on a machine with fewer, or none, the rest cannot be.
 
     Raises:
-        ValueError: a named generator has no saved state. Raised before any state is set.
+        ValueError: a named generator has no saved state, or one of another kind of generator. All generators are then
+            as they were.
     """
+    check_mapping("state", state)
     missing = [name for name in ("torch", "cuda", *generators) if name not in state]
     if missing:
-        raise ValueError(f"state must hold {', '.join(missing)}, got {', '.join(state)}: give what rng_state returned")
+        got = ", ".join(map(str, state)) or "nothing"
+        raise ValueError(f"state must hold {', '.join(missing)}, got {got}: give what rng_state returned")
+    before = rng_state(**generators)
+    try:
+        _set_all(state, generators)
+    except Exception as error:  # torch and NumPy raise about anything on what is no state
+        _set_all(before, generators)
+        reason = " ".join(str(error).split())
+        listed = ", ".join(("torch", *generators))
+        raise ValueError(f"state must be what rng_state returned of {listed}, got another: {reason}") from error
+
+
+def _set_all(state: Mapping[str, Any], generators: Mapping[str, torch.Generator | np.random.Generator]) -> None:
+    """Set one generator after the other; raises where a state is none of it."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
         for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
@@ -195,7 +231,15 @@ def set_rng_state(state: Mapping[str, Any], **generators: torch.Generator | np.r
 
 def _setting(settings: Mapping[str, Any], name: str) -> str:
     """`name=value` as the message shows it."""
-    return f"{name}={_as_lists(settings[name])!r}" if name in settings else f"no {name}"
+    return f"{name}={shown(_as_lists(settings[name]))}" if name in settings else f"no {name}"
+
+
+def _same(saved: Any, wanted: Any) -> bool:
+    """Tell whether two settings are equal; what cannot be compared, such as arrays, is not."""
+    try:
+        return bool(saved == wanted)
+    except (ValueError, TypeError, RuntimeError):
+        return False
 
 
 def _as_lists(value: Any) -> Any:
@@ -217,6 +261,8 @@ def _check_plain(name: str, value: Any) -> None:
     elif kind in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(f"{name}[{index}]", item)
+    elif kind in (Tensor, nn.Parameter) and (value.layout != torch.strided or value.is_meta or value.is_quantized):
+        raise TypeError(f"{name} must be a dense tensor with numbers in it, got {shown(value)}: save it as one")
     elif value is not None and kind not in (bool, int, float, str, bytes, Tensor, nn.Parameter):
         raise TypeError(
             f"{name} must be a tensor, number, string or plain container, got {kind.__name__}: {_remedy(value)}"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planet_lib._shapes import check_path
+from planet_lib.training._curve_checks import check_errors, check_levels, check_text
 from planet_lib.training._files import atomic_path, require
 from planet_lib.training.metrics import read_metrics
 
@@ -62,12 +64,16 @@ def learning_curve(
         ValueError: a column is missing, or `path` does not end in .png.
         ImportError: matplotlib is not installed; the message says how to get it.
     """
-    if not os.fspath(path).endswith(".png"):
-        raise ValueError(f"path must end in .png, got {os.fspath(path)!r}")
+    check_text(path, title)
+    check_levels(random_return, free_nats)
+    check_path("metrics_path", metrics_path)
     rows = read_metrics(metrics_path)
     missing = [name for name in _NEEDED if name not in rows]
     if missing:
         raise ValueError(f"{metrics_path} must have the columns {', '.join(_NEEDED)}, it lacks {', '.join(missing)}")
+    texts = [name for name in _NEEDED if name != "kind" and rows[name].dtype.kind != "f"]
+    if texts:
+        raise ValueError(f"{metrics_path} must hold numbers in the column {texts[0]}, got {rows[texts[0]][0]!r}")
     figure = require("matplotlib.figure", purpose="the learning curve").Figure(figsize=(11, 7.5), layout="constrained")
     # The Agg canvas is given to the figure instead of choosing a backend for the whole program.
     require("matplotlib.backends.backend_agg", purpose="the learning curve").FigureCanvasAgg(figure)
@@ -81,7 +87,7 @@ def learning_curve(
             random_return = next(iter(random_return.values()), None)
         _draw_returns(returns, rows, random_return)
     if title:
-        returns.set_title(title, fontsize=14, loc="left")
+        returns.set_title(_plain(title), fontsize=14, loc="left")
     panels = below.subplots(1, 3)
     _draw_losses(panels[0], rows, {"loss_obs": ("", _BLUE)}, "observation loss\n(½ squared error per frame)")
     _draw_losses(panels[1], rows, {"loss_reward": ("", _BLUE)}, "reward loss\n(½ squared error per step)")
@@ -107,15 +113,14 @@ def open_loop_curve(path: str | os.PathLike[str], errors: "Mapping[str, OpenLoop
         ValueError: no errors, or `path` does not end in .png.
         ImportError: matplotlib is not installed; the message says how to get it.
     """
-    if not errors:
-        raise ValueError("errors must hold at least one model's, got none")
-    if not os.fspath(path).endswith(".png"):
-        raise ValueError(f"path must end in .png, got {os.fspath(path)!r}")
+    check_errors(errors)
+    check_text(path, title)
     figure = require("matplotlib.figure", purpose="the curve").Figure(figsize=(12, 5.4), layout="constrained")
     # The Agg canvas is given to the figure instead of choosing a backend for the whole program.
     require("matplotlib.backends.backend_agg", purpose="the curve").FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for number, (name, error) in enumerate(errors.items()):
+    for number, (model, error) in enumerate(errors.items()):
+        name = _plain(model)
         for axes, ahead, limit in (
             (left, error.image, error.reconstruction),
             (right, error.reward, error.reward_reconstruction),
@@ -128,7 +133,7 @@ def open_loop_curve(path: str | os.PathLike[str], errors: "Mapping[str, OpenLoop
     right.axhline(first.reward_variance, color=_GREY, linestyle="-.", label="mean reward")
     _style_errors(left, "squared error per pixel (black to white: 1)", max(*first.last_frame, *first.mean_frame))
     _style_errors(right, "squared error of the reward", first.reward_variance)
-    figure.suptitle(title, fontsize=14)
+    figure.suptitle(_plain(title), fontsize=14)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
@@ -145,6 +150,11 @@ def running_mean(values: Column, window: int = 10) -> Column:
     begin = np.maximum(end - window, 0)
     means: Column = (sums[end] - sums[begin]) / (end - begin)
     return means
+
+
+def _plain(text: str) -> str:
+    """The text as it is: a dollar would begin a formula, and one that does not end is an error."""
+    return text.replace("$", r"\$")
 
 
 def _draw_returns(axes: "Axes", rows: dict[str, Column], random_return: float | None) -> None:
@@ -189,7 +199,7 @@ def _draw_tasks(axes: "Axes", rows: dict[str, Column], tasks: list[str], random_
             means = running_mean(rows["episode_return"][train])
             axes.plot(rows["env_steps"][train], means, color=colour, linewidth=1, alpha=0.6)
         mean, spread = rows["eval_mean"][evaluation], np.nan_to_num(rows["eval_std"][evaluation])
-        steps, label = rows["env_steps"][evaluation], f"{name}, evaluation (mean ± std)"
+        steps, label = rows["env_steps"][evaluation], f"{_plain(name)}, evaluation (mean ± std)"
         axes.errorbar(steps, mean, spread, color=colour, marker="o", linewidth=2, capsize=3, label=label)
     axes.plot([], [], color=_GREY, linewidth=1, label="training, mean of the last 10")
     if random_return:

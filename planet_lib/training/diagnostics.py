@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from planet_lib._shapes import check_whole, is_whole, shown
+from planet_lib.data import check_episode
 from planet_lib.data.pixels import prepare, to_uint8
 from planet_lib.models import WorldModel, imagine, observe
 from planet_lib.models.rollout import map_state
@@ -45,6 +47,7 @@ def reconstruct(model: WorldModel, episode: Episode, *, image: str | None = None
         >>> reconstruct(model, episode).shape
         (7, 3, 64, 64)
     """
+    check_given(model, episode)
     return open_loop(model, episode, context=len(episode.reward), length=len(episode.reward), image=image)
 
 
@@ -84,16 +87,18 @@ def open_loop(
         >>> open_loop(model, episode, context=2).shape
         (7, 3, 64, 64)
     """
+    check_given(model, episode)
     name = image_name(episode.obs, image)
-    if not 0 <= start < len(episode.reward):
-        raise ValueError(f"start must be a row of the episode, 0 to {len(episode.reward) - 1}, got {start}")
-    rows = slice(start, start + length)
+    if not is_whole(start, 0, len(episode.reward) - 1):
+        raise ValueError(f"start must be a row of the episode, 0 to {len(episode.reward) - 1}, got {shown(start)}")
+    check_whole("length", length, least=1)
+    rows = slice(int(start), int(start) + int(length))
     device = device_of(model)
-    action = torch.from_numpy(episode.action[rows]).to(device).unsqueeze(1)
-    if not 1 <= context <= len(action):
-        raise ValueError(f"context must be between 1 and the {len(action)} rows there are, got {context}")
-    is_first = torch.from_numpy(episode.is_first[rows]).to(device).unsqueeze(1)
-    obs = each_entry(lambda value: torch.from_numpy(value[rows][:context]).to(device), episode.obs)
+    action = tensor_of(episode.action[rows]).to(device).unsqueeze(1)
+    if not is_whole(context, 1, len(action)):
+        raise ValueError(f"context must be between 1 and the {len(action)} rows there are, got {shown(context)}")
+    is_first = tensor_of(episode.is_first[rows]).to(device).unsqueeze(1)
+    obs = each_entry(lambda value: tensor_of(value[rows][:context]).to(device), episode.obs)
     embed = model.encoder(prepare(obs)).unsqueeze(1)
     _, posterior = observe(model.cell, embed, action[:context], is_first[:context])
     features = model.cell.features(posterior)
@@ -119,7 +124,9 @@ def image_name(obs: Array | dict[str, Array], image: str | None) -> str | None:
     """Return the entry with the pixels to judge, None where the observation is no dictionary; or raise."""
     if not isinstance(obs, dict):
         if image is not None:
-            raise ValueError(f"image must be None, since the episode's observation is no dictionary, got {image!r}")
+            raise ValueError(
+                f"image must be None, since the episode's observation is no dictionary, got {shown(image)}"
+            )
         if not _is_pixels(obs):
             raise ValueError(f"episode must hold pixels [L, C, Y, X] uint8, got {obs.dtype} {obs.shape}")
         return None
@@ -129,9 +136,22 @@ def image_name(obs: Array | dict[str, Array], image: str | None) -> str | None:
         raise ValueError(f"episode must hold an entry with pixels [L, C, Y, X] uint8, got {held}")
     if image is None and len(names) == 1:
         return names[0]
-    if image not in names:
-        raise ValueError(f"image must be one of the entries with pixels, {', '.join(names)}, got {image!r}")
+    if not isinstance(image, str) or image not in names:
+        raise ValueError(f"image must be one of the entries with pixels, {', '.join(names)}, got {shown(image)}")
     return image
+
+
+def check_given(model: object, episode: Episode) -> None:
+    """Raise unless these are a world model and an episode of actions that it takes."""
+    missing = [name for name in ("encoder", "cell", "decoder") if not hasattr(model, name)]
+    if not isinstance(model, torch.nn.Module) or missing:
+        raise TypeError(f"model must be a WorldModel, got {shown(model)}")
+    check_episode(episode, action_dim=getattr(model.cell, "action_dim", None), is_part=True)
+
+
+def tensor_of(value: Array) -> Tensor:
+    """An array as a tensor, whatever its strides."""
+    return torch.from_numpy(np.ascontiguousarray(value))
 
 
 def _is_pixels(value: Array) -> bool:

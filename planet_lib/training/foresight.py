@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_positive
+from planet_lib._shapes import check_count, check_positive, check_whole, is_whole, shown
 from planet_lib.data.pixels import dequantise, prepare
 from planet_lib.models import WorldModel, imagine, observe
 from planet_lib.models.rollout import map_state
-from planet_lib.training.diagnostics import device_of, draw, each_entry, image_name, pick_entry
+from planet_lib.training.diagnostics import check_given, device_of, draw, each_entry, image_name, pick_entry, tensor_of
 from planet_lib.types import Array, Batch, Episode, Observation
 
 
@@ -115,11 +115,15 @@ def open_loop_error(
         ([1, 2, 3, 4, 5, 6], 2, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
     check_positive(every=every, num_samples=num_samples)
-    if not 1 <= context < length:
-        raise ValueError(f"context must be between 1 and length - 1 = {length - 1}, got {context}")
-    name = _check_alike(episodes, image)
+    check_count(every=every, num_samples=num_samples)
+    check_whole("length", length, least=1)
+    if not is_whole(context, 1, length - 1):
+        raise ValueError(f"context must be between 1 and length - 1 = {length - 1}, got {shown(context)}")
+    check_whole("seed", seed, least=0, most=2**63 - 1)
+    context, length, every, num_samples = int(context), int(length), int(every), int(num_samples)
+    name = _check_alike(model, episodes, image)
     windows = _cut_windows(episodes, length, every)
-    foreseen, seen = _look_ahead(model, windows, context, num_samples, torch.Generator().manual_seed(seed))
+    foreseen, seen = _look_ahead(model, windows, context, num_samples, torch.Generator().manual_seed(int(seed)))
 
     truth = pick_entry(windows.obs, name)
     last_frame = _levels(truth[context - 1].to(seen.device))
@@ -201,14 +205,19 @@ def _levels(pixels: Tensor) -> Tensor:
 
 def _mean_frame(episodes: Sequence[Episode], name: str | None) -> Tensor:
     """The mean [C, Y, X] of all frames of the episodes."""
-    frames = (_levels(pick_entry(each_entry(torch.from_numpy, episode.obs), name)) for episode in episodes)
+    frames = (_levels(pick_entry(each_entry(tensor_of, episode.obs), name)) for episode in episodes)
     return torch.stack([value.double().sum(0) for value in frames]).sum(0) / sum(len(e.reward) for e in episodes)
 
 
-def _check_alike(episodes: Sequence[Episode], image: str | None) -> str | None:
+def _check_alike(model: WorldModel, episodes: Sequence[Episode], image: str | None) -> str | None:
     """Return the name of the entry with the pixels, or raise unless all episodes hold the same kinds of things."""
+    given: object = episodes
+    if isinstance(given, Episode) or not isinstance(given, list | tuple):
+        raise TypeError(f"episodes must be a list of episodes, got {type(given).__name__}")
     if not episodes:
         raise ValueError("episodes must be at least one, got none")
+    for episode in episodes:
+        check_given(model, episode)
     name = image_name(episodes[0].obs, image)
     first = _describe(episodes[0])
     for number, episode in enumerate(episodes):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planet_lib._shapes import check_positive
+from planet_lib._shapes import check_count, check_path, check_positive, is_whole, shown
 from planet_lib.training._files import atomic_path, require
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _TEXT = (236, 238, 242)
 _SEEN = (245, 178, 66)  # amber: the model is shown these frames
 _IMAGINED = (84, 160, 255)  # blue: it has to make them up
 _PLAIN = (122, 128, 140)
+_SLOWEST, _FASTEST = 0.01, 1000.0  # frames per second that the file's format has room for
 _PANEL = 256  # pixels that a panel is wide at least, where `scale` is left to us
 _BORDER, _GAP, _LINE = 4, 18, 34
 
@@ -134,6 +135,7 @@ def open_loop_strip(
     _check_context(context, len(truth))
     _check_ending(path, ".png")
     check_positive(num_frames=num_frames)
+    check_count(num_frames=num_frames)
     scale = _scale(truth, scale, panel=_PANEL // 2)
     times = np.unique(np.linspace(0, len(truth) - 1, num_frames).round().astype(int))
     height, width = truth.shape[2] * scale, truth.shape[3] * scale
@@ -216,6 +218,9 @@ def _paste(page: "Image", frame: Frames, scale: int, place: tuple[int, int], bor
 def _write_video(path: Path, pages: Iterable[np.ndarray[Any, Any]], length: int, fps: float) -> None:
     """Encode pages [Y, X, 3] as H.264, count the frames that are in the file, and only then put it in its place."""
     check_positive(fps=fps)
+    fps = float(fps)
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise ValueError(f"fps must be between {_SLOWEST} and {_FASTEST:.0f}, got {fps}")
     require("imageio_ffmpeg", purpose="the video")
     with atomic_path(path) as temporary:
         try:
@@ -251,7 +256,8 @@ def _scale(frames: Frames, scale: int | None, *, panel: int = _PANEL) -> int:
     if scale is None:
         return -(-panel // int(max(frames.shape[2:])))
     check_positive(scale=scale)
-    return scale
+    check_count(scale=scale)
+    return int(scale)
 
 
 def _check_pair(truth: Frames, prediction: Frames) -> None:
@@ -268,10 +274,11 @@ def _check_pair(truth: Frames, prediction: Frames) -> None:
 
 
 def _check_context(context: int, length: int) -> None:
-    if not 0 <= context <= length:
-        raise ValueError(f"context must be between 0 and the number of frames T={length}, got {context}")
+    if not is_whole(context, 0, length):
+        raise ValueError(f"context must be between 0 and the number of frames T={length}, got {shown(context)}")
 
 
 def _check_ending(path: str | os.PathLike[str], ending: str) -> None:
-    if Path(path).suffix != ending:
-        raise ValueError(f"path must end in {ending}, got {os.fspath(path)!r}")
+    text = check_path("path", path)
+    if Path(text).suffix != ending:
+        raise ValueError(f"path must end in {ending}, got {shown(text)}")

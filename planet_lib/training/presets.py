@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from planet_lib._shapes import check_choice
+from planet_lib._shapes import check_choice, check_flag, shown, whole_sizes
 from planet_lib.models import WorldModel
 from planet_lib.planning import (
     CEMPlanner,
@@ -26,7 +26,7 @@ from planet_lib.planning import (
     RandomShootingPlanner,
 )
 from planet_lib.training._build_model import build_model
-from planet_lib.training._preset import Preset
+from planet_lib.training._preset import Preset, check_preset
 from planet_lib.training._preset_values import CAMERA_READY, CPU, PAPER, V1
 from planet_lib.training.update import Objective
 
@@ -114,6 +114,10 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
         1.0
     """
     _table(name)
+    given: object = env
+    if not isinstance(given, str):
+        raise TypeError(f"env must be the name of an environment, or several, separated by commas, got {shown(env)}")
+    check_choice("cell", cell, ("rssm", "ssm", "rnn"))
     preset = PRESETS[name]
     if cell == "rnn":
         preset = replace(preset, free_nats=0.0)
@@ -138,6 +142,10 @@ def add_flags(parser: ArgumentParser, preset: Preset) -> None:
         >>> parser.parse_args(["--batch-size", "10"]).batch_size, parser.parse_args([]).free_nats
         (10, 3.0)
     """
+    given: object = parser
+    if not isinstance(given, ArgumentParser):
+        raise TypeError(f"parser must be an argparse.ArgumentParser, got {shown(given)}")
+    check_preset(preset)
     group = parser.add_argument_group("settings of the preset")
     for item in fields(Preset):
         value = getattr(preset, item.name)
@@ -157,6 +165,7 @@ def env_settings(preset: Preset) -> dict[str, Any]:
         >>> env_settings(PRESETS["paper"])
         {'image_size': (64, 64), 'supersample': 1, 'channels': 'all', 'camera': None, 'action_repeat': None}
     """
+    check_preset(preset)
     return {
         "image_size": (preset.image_size, preset.image_size),
         "supersample": preset.supersample,
@@ -178,9 +187,13 @@ def obs_shape_of(space: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
         {'pixels': (3, 64, 64), 'state': (5,)}
     """
     entries = getattr(space, "spaces", None)
-    if entries is None:
-        return tuple(space.shape)
-    return {name: tuple(entry.shape) for name, entry in entries.items()}
+    if entries is not None and not isinstance(entries, Mapping):
+        raise TypeError(f"space must be a Box, or a Dict of them, got {shown(space)}; give environments to make_env")
+    shapes = {name: whole_sizes(getattr(entry, "shape", None)) for name, entry in (entries or {"": space}).items()}
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    if len(known) < len(shapes) or not all(isinstance(name, str) for name in known):
+        raise TypeError(f"space must be a Box, or a Dict of them, got {shown(space)}; give environments to make_env")
+    return known[""] if entries is None else known
 
 
 def build_objective(preset: Preset) -> Objective:
@@ -194,6 +207,7 @@ def build_objective(preset: Preset) -> Objective:
         >>> objective.overshooting_distance, objective.free_nats, objective.kl_balance
         (49, 2.0, None)
     """
+    check_preset(preset)
     same = {
         item.name: getattr(preset, item.name)
         for item in fields(Objective)
@@ -225,6 +239,11 @@ def build_agent(preset: Preset, model: WorldModel, *, one_hot: bool = False) -> 
         >>> agent.planner.action_dim, agent.exploration_std
         (6, 0.3)
     """
+    check_preset(preset)
+    check_flag(one_hot=one_hot)
+    model_given: object = model
+    if not isinstance(model_given, WorldModel):
+        raise TypeError(f"model must be a WorldModel, got {shown(model_given)}")
     check_choice("planner", preset.planner, _PLANNERS)
     kind = _PLANNERS[preset.planner]
     if one_hot and preset.planner != "cem":
@@ -259,6 +278,7 @@ _PLANNERS: dict[str, Any] = {
 
 
 def _table(name: str) -> Mapping[str, tuple[Any, str]]:
-    if name not in _TABLES:
-        raise ValueError(f"name must be paper, camera_ready, v1 or cpu, got {name!r}")
+    given: object = name
+    if not isinstance(given, str) or given not in _TABLES:
+        raise ValueError(f"name must be paper, camera_ready, v1 or cpu, got {shown(name)}")
     return _TABLES[name]

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from planet_lib._shapes import check_positive
+from planet_lib._shapes import check_count, check_positive, check_scales, check_whole, shown
 from planet_lib.training._files import require
 
 
@@ -53,6 +53,16 @@ class Progress:
     ) -> None:
         if total is not None:
             check_positive(total=total)
+            check_count(total=total)
+        check_whole("done", done, least=0)
+        check_scales(interval=interval)
+        given: tuple[object, ...] = (unit, stream, clock)
+        if not isinstance(given[0], str):
+            raise TypeError(f"unit must be a word, got {shown(unit)}")
+        if stream is not None and not all(callable(getattr(stream, name, None)) for name in ("write", "isatty")):
+            raise TypeError(f"stream must be an open text file or None, got {shown(stream)}")
+        if not callable(given[2]):
+            raise TypeError(f"clock must be a function that returns seconds, got {shown(clock)}")
         self._stream = sys.stderr if stream is None else stream
         self._total, self._unit = total, unit
         self._interval, self._clock = interval, clock
@@ -73,6 +83,10 @@ class Progress:
 
         The bar disappears when the phase ends, whether by itself or by an exception.
         """
+        given: tuple[object, ...] = (name, unit)
+        if not all(isinstance(each, str) for each in given):
+            raise TypeError(f"name and unit must be texts, got {shown(name)} and {shown(unit)}")
+        check_whole("total", total, least=0)
         bar = PhaseBar(self, name, total, unit)
         try:
             yield bar
@@ -81,12 +95,16 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """Count `count` more units of the whole run as done."""
+        check_whole("count", count, least=0)
         self._marks.append((self._clock(), self._marks[-1][1] + count))
         if self._run_bar is not None:
             self._run_bar.update(count)
 
     def say(self, text: str) -> None:
         """Print one line of its own, above the bars."""
+        given: object = text
+        if not isinstance(given, str):
+            raise TypeError(f"text must be a line to print, got {shown(text)}")
         if self._tqdm is not None:
             self._tqdm.write(text, file=self._stream)
         else:
@@ -143,13 +161,14 @@ class PhaseBar:
 
     def update(self, count: int = 1, **numbers: float) -> None:
         """Count `count` more as done, and show the numbers, such as losses, beside it."""
+        check_whole("count", count, least=0)
+        texts = ", ".join(f"{name} {_number(name, value)}" for name, value in numbers.items())
         self._count += count
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         if self._bar is not None:
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.set_postfix_str(texts, refresh=False)
             self._bar.update(count)
         elif self._progress._line_is_due():
-            self._progress.say(self._line(shown))
+            self._progress.say(self._line(texts))
 
     def close(self) -> None:
         """Take the bar away."""
@@ -157,7 +176,7 @@ class PhaseBar:
             self._bar.close()
             self._bar = None
 
-    def _line(self, shown: str) -> str:
+    def _line(self, texts: str) -> str:
         line = f"{self._name}: {self._count:,}/{self._total:,} {self._unit}"
         elapsed = self._progress._clock() - self._began
         if elapsed > 0:
@@ -165,7 +184,15 @@ class PhaseBar:
             line += f", {speed:.3g} {self._unit}/s"
             if 0 < self._count < self._total:
                 line += f", {_duration((self._total - self._count) / speed)} left"
-        return line + (f", {shown}" if shown else "") + self._progress._run_line()
+        return line + (f", {texts}" if texts else "") + self._progress._run_line()
+
+
+def _number(name: str, value: object) -> str:
+    """A number as it is shown, or raise; a tensor of one number is one."""
+    try:
+        return f"{value:.4g}"
+    except Exception as error:  # each kind has its own way to refuse the format
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from error
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@
 Knows only names: the files are written by `metrics`, `checkpoint`, `pictures` and `planet_lib.data`.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,13 @@ from typing import Any
 
 import torch
 
+from planet_lib._shapes import check_mapping, check_path, shown
 from planet_lib.training._files import atomic_path
+
+try:
+    import fcntl
+except ImportError:  # no such lock there (Windows)
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 _FORMAT = "planet_lib run"
 _DISTRIBUTIONS = {
@@ -37,6 +44,7 @@ _DISTRIBUTIONS = {
     "dm_control": "dm_control",
     "gymnasium": "gymnasium",
 }
+_VERSIONED = ("python", *_DISTRIBUTIONS)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class RunDirectory:
         path: the directory itself.
         settings: what the run was started with, as JSON gives it back: tuples have become lists, keys strings.
         versions: of Python, torch, planet_lib and the simulators that were installed at the start.
+        machine: the platform, the processor, its vector instructions and torch's number of threads at the start.
 
     Example:
         >>> import tempfile
@@ -62,6 +71,7 @@ class RunDirectory:
     path: Path
     settings: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> "RunDirectory":
@@ -75,31 +85,30 @@ class RunDirectory:
             FileExistsError: `path` exists.
             TypeError: a setting is not a plain value. Raised before anything is made.
         """
-        directory = Path(path)
+        directory = Path(check_path("path", path))
+        check_mapping("settings", settings)
         plain = {name: _plain_setting(name, value) for name, value in settings.items()}
-        versions = _versions()
+        versions, machine = _versions(), _machine()
         record = {
             "format": _FORMAT,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": plain,
             "versions": versions,
-            "machine": {
-                "platform": platform.platform(),
-                "processor": platform.machine(),
-                "cpus": os.cpu_count(),
-                "torch_threads": torch.get_num_threads(),
-            },
+            "machine": machine,
             "command": sys.argv,
         }
         directory.parent.mkdir(parents=True, exist_ok=True)
         try:
             directory.mkdir()
         except FileExistsError:
+            remedy = f"go on with it by --resume {shlex.quote(str(directory))}"
+            if not (directory / "checkpoint.pt").exists():
+                remedy = "it has no checkpoint to go on from, so remove it if it is of a run that ended as it began"
             raise FileExistsError(
-                f"run directory {directory} already exists and is left as it is: "
-                f"go on with it by --resume {shlex.quote(str(directory))}, or choose another with --name or --out"
+                f"run directory {directory} already exists and is left as it is: {remedy}, "
+                "or choose another with --name or --out"
             ) from None
-        run = cls(path=directory, settings=plain, versions=versions)
+        run = cls(path=directory, settings=plain, versions=versions, machine=machine)
         try:
             run.episodes.mkdir()
             run.videos.mkdir()
@@ -118,7 +127,7 @@ class RunDirectory:
             FileNotFoundError: no such directory, or it holds no `settings.json`.
             ValueError: `settings.json` is damaged, or not one that `create` wrote.
         """
-        directory = Path(path)
+        directory = Path(check_path("path", path))
         if not directory.is_dir():
             raise FileNotFoundError(f"run directory {directory} does not exist: give the path of one that a run made")
         source = directory / "settings.json"
@@ -128,12 +137,41 @@ class RunDirectory:
             raise FileNotFoundError(
                 f"{directory} is not a run directory, it has no settings.json: give the path of one that a run made"
             ) from None
-        except ValueError as error:
-            raise ValueError(f"{source} is damaged ({error}): restore it, or start a new run") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{source} is damaged (got {error}): restore it, or start a new run") from error
         settings = record.get("settings") if isinstance(record, dict) and record.get("format") == _FORMAT else None
         if not isinstance(settings, dict):
-            raise ValueError(f"{source} was not written by a planet_lib run: give the path of a run directory")
-        return cls(path=directory, settings=settings, versions=record.get("versions", {}))
+            raise ValueError(
+                f"{source} was not written by a planet_lib run (got another file): give the path of a run directory"
+            )
+        facts = {name: record[name] for name in ("versions", "machine") if isinstance(record.get(name), dict)}
+        return cls(path=directory, settings=settings, **facts)
+
+    def differences(self) -> list[str]:
+        """Return what is not as it was when the run began, of all on which its numbers depend bit for bit.
+
+        Versions of Python, torch, NumPy and the simulators, the kind of processor, and torch's number of threads.
+
+        Returns:
+            One text each, such as "torch 2.13.0 (now 2.14.1)"; empty where the run goes on as if it had never stopped.
+        """
+        here, was = {**_versions(), **_machine()}, {**self.versions, **self.machine}
+        matter = (*_VERSIONED, "processor", "instructions", "torch_threads")
+        return [
+            f"{name} {was[name]} (now {here.get(name)})"
+            for name in matter
+            if name in was and was[name] != here.get(name)
+        ]
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep every other process from writing to this run, until the returned context is left or this process ends.
+
+        Where the system or the file system has no such locks, nothing is locked.
+
+        Raises:
+            BlockingIOError: another process has it, when the context is entered.
+        """
+        return _locked(self.path / ".lock", f"run {self.path}")
 
     @property
     def settings_path(self) -> Path:
@@ -168,13 +206,44 @@ class RunDirectory:
 
 def _plain_setting(name: str, value: Any) -> Any:
     """Return `value` as it will be read back from JSON, or raise a `TypeError` that names the setting."""
+    given: object = name
+    if not isinstance(given, str):
+        raise TypeError(f"settings must have names, got {shown(given)}")
     try:
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"settings[{name!r}] must be a plain value (number, string, bool, None, or a list or dict of them), "
             f"got {type(value).__name__}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process ends, however it does."""
+    with path.open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"{what} must be written by one process at a time, got another that has it: wait for that one, "
+                    "or end it"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+
+
+def _machine() -> dict[str, Any]:
+    """What the last digits of a run depend on besides the versions, and how many cores there were."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
 
 
 def _versions() -> dict[str, str]:

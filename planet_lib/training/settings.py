@@ -6,11 +6,23 @@ numbers are checked by the parts that take them, which are built before a run be
 """
 
 import importlib.util
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+
+from planet_lib._shapes import (
+    MOST,
+    check_flag,
+    check_mapping,
+    check_positive,
+    check_whole,
+    is_finite,
+    is_number,
+    is_whole,
+    names_of,
+    shown,
+)
 
 _AT_LEAST_0 = ("num_episodes", "action_repeat", "embed_dim", "overshooting_chunk", "warmup_updates")
 _AT_LEAST_1 = (
@@ -23,12 +35,13 @@ _AT_LEAST_1 = (
         "image_size",
         "supersample",
     ),
-    *("batch_size", "window", "depth", "num_layers", "overshooting_distance"),
+    *("batch_size", "window", "depth", "num_layers", "overshooting_distance", "max_skipped"),
 )
 _WEIGHTS = (
     *("free_nats", "obs_scale", "reward_scale", "kl_scale", "global_kl_scale", "continue_scale", "overshooting_scale"),
     *("overshooting_reward_scale", "overshooting_obs_scale", "exploration_std", "adam_eps", "replay_gb"),
 )
+_LEAST_EPS = 1e-30
 _CHOICES = {
     "network": ("conv", "patch"),
     "channels": ("all", "red", "grey"),
@@ -56,31 +69,33 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             ...
         ValueError: eval_every must be a whole number of at least 1, got 0
     """
+    check_mapping("settings", settings)
     for names, least in ((_AT_LEAST_0, 0), (_AT_LEAST_1, 1)):
         for name in names:
-            value = settings.get(name, least)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            check_whole(name, settings.get(name, least), least=least)
     for name in _WEIGHTS:
         value = settings.get(name, 0.0)
-        if not _is_number(value) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-    for name in ("learning_rate", "grad_clip"):
-        value = settings.get(name, 1.0)
-        if not _is_number(value) or not value > 0:
-            raise ValueError(f"{name} must be greater than 0, got {value!r}")
+        if not is_finite(value) or value < 0:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {shown(value)}")
+    check_positive(learning_rate=settings.get("learning_rate", 1.0), grad_clip=settings.get("grad_clip", 1.0))
+    if not is_finite(settings.get("learning_rate", 1.0)):
+        raise ValueError(f"learning_rate must be finite, got {settings['learning_rate']}")
+    eps = settings.get("adam_eps", 1.0)
+    if eps < _LEAST_EPS:  # float32 makes it 0, and a weight without a gradient 0 / 0
+        raise ValueError(f"adam_eps must be at least {_LEAST_EPS}, got {eps}")
     balance = settings.get("kl_balance", 0.0)
-    if not _is_number(balance) or not 0 <= balance <= 1:
-        raise ValueError(f"kl_balance must be between 0 (the plain KL) and 1, got {balance!r}")
+    if not is_number(balance) or not 0 <= balance <= 1:
+        raise ValueError(f"kl_balance must be between 0 (the plain KL) and 1, got {shown(balance)}")
     stop_at = settings.get("stop_at")
-    if stop_at is not None and not (_is_number(stop_at) and math.isfinite(stop_at)):
-        raise ValueError(f"stop_at must be a finite number, or None to go on to the last episode, got {stop_at!r}")
+    if stop_at is not None and not is_finite(stop_at):
+        raise ValueError(f"stop_at must be a finite number, or None to go on to the last episode, got {shown(stop_at)}")
     for name, choices in _CHOICES.items():
-        if settings.get(name, choices[0]) not in choices:
-            raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {settings[name]!r}")
+        value = settings.get(name, choices[0])
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown(value)}")
     seed = settings.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise ValueError(f"seed must be a whole number from 0 to {2**31 - 1}, got {seed!r}")
+    if not is_whole(seed, 0):
+        raise ValueError(f"seed must be a whole number from 0 to {MOST}, got {shown(seed)}")
 
 
 def check_renderer(trained: str | Mapping[str, str], here: str, *, task: str = "", told: Collection[str] = ()) -> None:
@@ -104,6 +119,13 @@ def check_renderer(trained: str | Mapping[str, str], here: str, *, task: str = "
         ValueError: renderer must be gl-tuned, on whose pictures the model was trained, got rays; say --renderer or \
 --quality to go on with it
     """
+    drawings = trained if isinstance(trained, Mapping) else {"": trained}
+    if not drawings or not all(isinstance(name, str) for name in drawings.values()):
+        raise TypeError(f"trained must be the name of a renderer, or one for each task, got {shown(trained)}")
+    for argument, given in (("here", here), ("task", task)):
+        if not isinstance(given, str):
+            raise TypeError(f"{argument} must be a name, got {shown(given)}")
+    told = names_of("told", told)
     if not isinstance(trained, str):
         drawn = [name for name in trained.values() if name not in ("own", "none")] or list(trained.values())
         trained = trained[task] if task in trained else here if here in drawn else drawn[0]
@@ -125,14 +147,17 @@ def choose_device(name: str) -> torch.device:
         >>> choose_device("cpu")
         device(type='cpu')
     """
+    given: object = name
+    if not isinstance(given, str):
+        raise TypeError(f"device must be auto, cpu, or one that torch can use here, got {shown(name)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways to lack a device
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be auto, cpu, or one that torch can use here, got {name!r}: {reason}") from error
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:  # torch's ways to lack a device
+        reason, got = str(error).splitlines()[0], shown(name)
+        raise ValueError(f"device must be auto, cpu, or one that torch can use here, got {got}: {reason}") from error
     return device
 
 
@@ -142,6 +167,7 @@ def check_extras(*, pixels: bool) -> None:
     Args:
         pixels: whether videos are drawn too.
     """
+    check_flag(pixels=pixels)
     drawing = {"matplotlib": "matplotlib"}
     videos = {"PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg"} if pixels else {}
     missing = [name for module, name in (drawing | videos).items() if importlib.util.find_spec(module) is None]
@@ -150,7 +176,3 @@ def check_extras(*, pixels: bool) -> None:
             f"the curves and videos of a run need {', '.join(missing)}, not installed here: "
             "pip install 'planet-worldmodel[train]' (from a checkout: pip install -e '.[train]')"
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

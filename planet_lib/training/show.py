@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from planet_lib._shapes import check_count, check_path
 from planet_lib.models import WorldModel
-from planet_lib.training.diagnostics import open_loop, reconstruct
+from planet_lib.training.diagnostics import check_given, open_loop, reconstruct
 from planet_lib.training.pictures import open_loop_strip, open_loop_video, reconstruction_video
 from planet_lib.types import Episode
 
@@ -43,16 +44,21 @@ def draw_episode(
         >>> [path.name for path in draw_episode(Path(tempfile.mkdtemp()) / "first", model, episode)]
         ['first-reconstruction.mp4', 'first-open-loop.mp4', 'first-open-loop.png']
     """
+    path = check_path("stem", stem)
+    check_given(model, episode)
+    check_count(context=context, length=length)
+    if length < min(context, len(episode.reward)):
+        raise ValueError(f"length must be at least context={context}, got {length}")
     entries = episode.obs if isinstance(episode.obs, dict) else {"": episode.obs}
     written = []
     for name, frames in entries.items():
         if frames.dtype != np.uint8 or frames.ndim != 4:
             continue
-        path = f"{os.fspath(stem)}-{name}" if name else os.fspath(stem)
+        begin = f"{path}-{name}" if name else path
         seen = min(context, len(frames))
         foreseen = open_loop(model, episode, context=seen, length=length, image=name or None)
         shown = frames[: len(foreseen)]
-        files = [Path(f"{path}-{what}") for what in ("reconstruction.mp4", "open-loop.mp4", "open-loop.png")]
+        files = [Path(f"{begin}-{what}") for what in ("reconstruction.mp4", "open-loop.mp4", "open-loop.png")]
         reconstruction_video(files[0], frames, reconstruct(model, episode, image=name or None))
         open_loop_video(files[1], shown, foreseen, context=seen)
         open_loop_strip(files[2], shown, foreseen, context=seen)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from planet_lib._shapes import check_dense, names_of, shown
 from planet_lib.models import WorldModel
 
 TASK_HEADS = ("reward_head", "continue_head")
@@ -43,6 +44,7 @@ def transfer_weights(
         >>> all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in loaded)
         True
     """
+    _check_kinds(model, weights, fresh)
     parts = [name for name, _ in model.named_children()]
     unknown = [name for name in fresh if name not in {*parts, *TASK_HEADS}]
     if unknown:
@@ -66,3 +68,19 @@ def transfer_weights(
         )
     model.load_state_dict(given, strict=False)
     return list(own)
+
+
+def _check_kinds(model: object, weights: object, fresh: object) -> None:
+    """Raise unless each argument is of its kind; what is in the weights is compared afterwards."""
+    if not isinstance(model, WorldModel):
+        raise TypeError(f"model must be a WorldModel, got {shown(model)}")
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be the state_dict of a model, got {shown(weights)}")
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise TypeError(f"weights must have names, got {shown(name)}")
+        if name in model.state_dict():
+            check_dense(f"weights[{name!r}]", value)
+            if value.is_meta:
+                raise ValueError(f"weights[{name!r}] must hold numbers, got a tensor on the device meta")
+    names_of("fresh", fresh)

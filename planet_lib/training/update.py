@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_count, check_scales
+from planet_lib._errors import NonFiniteError
+from planet_lib._shapes import check_count, check_positive, check_scales, check_whole, is_finite, shown
 from planet_lib.data.pixels import prepare
 from planet_lib.models import WorldModel, observe
 from planet_lib.objectives import elbo_loss, latent_overshooting
+from planet_lib.training._update_checks import checked_groups, checked_weight
 from planet_lib.types import Batch, Losses, Observation
 
 _NAMED = 5  # parameters whose gradients an error names
@@ -59,7 +61,13 @@ class Objective:
             value = getattr(self, item.name)
             if item.name.endswith("_scale"):
                 scales = value if isinstance(value, Mapping) else {"": value}
+                if isinstance(value, Mapping) and "obs_scale" not in item.name:
+                    raise TypeError(f"{item.name} must be one number, got {shown(value)}")
                 check_scales(**{f"{item.name}[{name!r}]" if name else item.name: scales[name] for name in scales})
+        check_scales(free_nats=self.free_nats)
+        balance = 0.0 if self.kl_balance is None else self.kl_balance
+        if not (is_finite(balance) and 0 <= balance <= 1):
+            raise ValueError(f"kl_balance must be between 0 and 1, or None for the plain KL, got {shown(balance)}")
         chunk = 1 if self.overshooting_chunk is None else self.overshooting_chunk
         check_count(overshooting_distance=self.overshooting_distance, overshooting_chunk=chunk)
 
@@ -124,8 +132,8 @@ def update(
 
     Raises:
         ValueError: grad_clip is not greater than 0, autocast is another type, or a setting of the objective is wrong.
-        FloatingPointError: loss or gradient is not finite; the message names the terms of the loss that are not, or the
-            parameters.
+        NonFiniteError: loss or gradient is not finite; the message names the terms of the loss that are not, or the
+            parameters, and the first row of the batch that has such a number. `SkipNonFinite` goes on after it.
 
     Source: arXiv:1811.04551, algorithm 1, lines 5 to 7.
 
@@ -142,11 +150,14 @@ def update(
         True
     """
     objective = Objective() if objective is None else objective
-    if not grad_clip > 0:
-        raise ValueError(f"grad_clip must be greater than 0, got {grad_clip}")
-    if autocast not in (None, torch.bfloat16):
-        raise ValueError(f"autocast must be torch.bfloat16 or None, got {autocast}; float16 would need a scaled loss")
-    like = next(model.parameters())
+    check_positive(grad_clip=grad_clip)
+    if autocast is not None and autocast is not torch.bfloat16:
+        got = shown(autocast)
+        raise ValueError(f"autocast must be torch.bfloat16 or None, got {got}; float16 would need a scaled loss")
+    given: object = objective
+    if not isinstance(given, Objective):
+        raise TypeError(f"objective must be an Objective or None, got {shown(given)}")
+    like = checked_weight(model, optimizer, batch)
     batch, obs = _to(batch, like)
     with torch.autocast(like.device.type, dtype=autocast, enabled=autocast is not None):
         losses, overshooting = _losses(model, batch, obs, objective)
@@ -162,8 +173,10 @@ def update(
         bad += [] if overshooting is None else [f"overshooting {name}" for name in overshooting.non_finite()]
         bad = bad or [f"the gradient of {name}" for name in _non_finite_gradients(model)]
         bad = bad or ["the sum of the gradient's squares, which are too large"]
+        bad += _non_finite_rows(batch)
         optimizer.zero_grad(set_to_none=True)
-        raise FloatingPointError(
+        model.zero_grad(set_to_none=True)
+        raise NonFiniteError(
             f"loss and gradient must be finite, got {loss} and norm {norm} (not finite: {', '.join(bad)})"
         )
     if norm > grad_clip:  # seldom, and it goes over every gradient
@@ -193,7 +206,11 @@ def warm_up(optimizer: torch.optim.Optimizer, learning_rate: float, updates: int
         >>> optimizer.param_groups[0]["lr"]
         0.00025
     """
-    for group in optimizer.param_groups:
+    groups = checked_groups(optimizer)
+    check_scales(learning_rate=learning_rate)
+    check_whole("updates", updates, least=0)
+    check_whole("warmup_updates", warmup_updates, least=0)
+    for group in groups:
         group["lr"] = learning_rate * min(1.0, (updates + 1) / max(warmup_updates, 1))
 
 
@@ -244,6 +261,21 @@ def _summed(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     terms = {name: value for name, value in raw.items() if not name.startswith("obs/")}
     entries = [value for name, value in raw.items() if name.startswith("obs/")]
     return {**({"obs": torch.stack(entries).sum()} if entries else {}), **terms}
+
+
+def _non_finite_rows(batch: Batch) -> list[str]:
+    """The first number of each part of the batch that is not finite, with its time step and window."""
+    entries = (
+        {f"batch.obs[{name!r}]": value for name, value in batch.obs.items()} if isinstance(batch.obs, dict) else {}
+    )
+    entries |= {} if isinstance(batch.obs, dict) else {"batch.obs": batch.obs}
+    found = []
+    for name, value in {**entries, "batch.action": batch.action, "batch.reward": batch.reward}.items():
+        places = torch.isfinite(value).logical_not().nonzero()
+        if len(places):
+            step, window, *_ = places[0].tolist()
+            found.append(f"{name} at step {step} of window {window}")
+    return found
 
 
 def _non_finite_gradients(model: WorldModel) -> list[str]:

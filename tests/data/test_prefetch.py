@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from planet_lib.data import SequenceReplay
 from planet_lib.data import _prefetch as prefetch_module
+from planet_lib.data import replay as replay_module
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +183,7 @@ def test_buffers_for_a_graphics_card_wait_until_it_has_read_them(fill, monkeypat
     log, replay = [], fill()
     monkeypatch.setattr(torch.cuda, "Event", lambda: Events(log))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(replay_module, "checked_device", lambda name, value: torch.device(value))
     monkeypatch.setattr(prefetch_module.Batch, "to", lambda self, device: type(self)(*(f.clone() for f in self)))
     empty = replay._sampler.empty
     monkeypatch.setattr(

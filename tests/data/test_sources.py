@@ -315,7 +315,7 @@ def test_spaces_that_no_episode_can_hold_are_named(record, spaces, observation, 
             {"observations": vectors()[:1], "actions": np.zeros(0), "rewards": np.zeros(0)},
             r"actions must be at least one, got none; leave the episode out with filter_episodes",
         ),
-        ({"rewards": np.array(["a"] * T)}, r"could not convert string to float"),
+        ({"rewards": np.array(["a"] * T)}, "rewards must be an array of numbers, .* got ndarray <U1"),
     ],
 )
 def test_a_recorded_episode_that_breaks_a_rule_is_named(record, spaces, change, message):

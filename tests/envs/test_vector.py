@@ -277,16 +277,17 @@ def test_workers_that_die_in_every_way_are_replaced_and_lose_no_episode(tmp_path
 
 
 def test_what_always_fails_is_raised_with_the_workers_traceback():
-    envs = make_vector_env(Stairs, 2, obs="state", max_restarts=1, trouble={1: ("step", "raise"), 3: ("reset", "exit")})
+    envs = make_vector_env(Stairs, 2, obs="state", max_restarts=2, trouble={1: ("step", "raise"), 3: ("reset", "exit")})
     saved = []
     message = (
-        r"^environment 1 failed 2 times without finishing an episode \(max_restarts=1\), the last time with: "
+        r"^environment 1 failed 3 times without finishing an episode \(max_restarts=2\), the last time with: "
         r"Traceback [\s\S]*in go_wrong[\s\S]*KeyError: 'no stair for seed 1'$"
     )
-    with pytest.warns(RuntimeWarning, match="environment 1 has"), pytest.raises(RuntimeError, match=message):
+    lost = r"^environment 1 has a new worker, and its episode is lost \(step 2 failed again when it was played again\)"
+    with pytest.warns(RuntimeWarning, match=lost), pytest.raises(RuntimeError, match=message):
         run_episodes(envs, climbing, seeds=[0, 1], on_episode=lambda number, episode: saved.append(number))
     assert saved == [0]
-    with pytest.raises(RuntimeError, match=r"environment 1 failed 2 times .* its process ended with exit code 3$"):
+    with pytest.raises(RuntimeError, match=r"environment 1 failed 3 times .* its process ended with exit code 3$"):
         envs.reset(seed=[0, 3])
     assert envs.reset(seed=[4, 5])[0][:, 0].tolist() == [4, 5]  # and it can still be used
     with pytest.raises(RuntimeError, match=r"^environment 0 failed in 'nothing': Traceback [\s\S]*AttributeError"):
@@ -294,15 +295,21 @@ def test_what_always_fails_is_raised_with_the_workers_traceback():
     envs.close()
 
 
-def test_a_restarted_row_keeps_its_observation_and_waits_for_its_reset(stairs):
+def test_a_row_whose_episode_is_lost_keeps_its_observation_and_waits_for_its_reset(stairs):
     stairs.reset(seed=[3, 4])
     stairs.step(np.ones((2, 1)))
+    stairs.call("render_mode")
     os.kill(stairs._slots[0]._process.pid, signal.SIGKILL)
-    with pytest.warns(RuntimeWarning, match="^environment 0 has a new worker: its process was killed by SIGKILL"):
+    lost = (
+        r"^environment 0 has a new worker, and its episode is lost \(`call` may have changed its environment\): "
+        "its process was killed by SIGKILL"
+    )
+    with pytest.warns(RuntimeWarning, match=lost):
         obs, reward, terminated, truncated, info = stairs.step(np.zeros((2, 1)))
     assert obs.tolist() == [[3, 1, 1], [4, 2, 0]]
     assert (reward.tolist(), terminated.tolist(), truncated.tolist()) == ([0, 2], [False, False], [False, False])
     assert info["restarted"].tolist() == [True, False]
+    assert info["restored"].tolist() == [False, False]
     assert info["restart_reason"][0].startswith("its process was killed by SIGKILL")
     assert stairs.step(np.zeros((2, 1)))[4]["restarted"].tolist() == [True, False]
     stairs.reset(seed=[8, 0], options={"reset_mask": np.array([True, False])})

@@ -562,3 +562,33 @@ def test_a_reward_head_of_another_shape_is_named() -> None:
     states = observe(cell, batch.obs, batch.action, batch.is_first)
     with pytest.raises(ValueError, match=r"the reward head's output must be \[T, B\] .*got \[2, 1, 1\]"):
         latent_overshooting(model, batch, *states, distance=2, reward_scale=1.0)
+
+
+def test_a_distance_far_beyond_the_window_costs_nothing_and_is_divided_by() -> None:
+    model, batch, prior, posterior, _ = case("rnn", 0, distance=T)
+    near = latent_overshooting(model, batch, prior, posterior, distance=T)
+    far = latent_overshooting(model, batch, prior, posterior, distance=2**31 - 1)
+    torch.testing.assert_close(far.total * (2**31 - 1), near.total * T)
+
+
+def test_arguments_of_another_kind_are_named() -> None:
+    model, batch, prior, posterior, noise = case("ssm", 0, distance=3)
+    cases: list[tuple[dict[str, object], type[Exception], str]] = [
+        ({"model": None}, TypeError, "model must be a WorldModel, got NoneType without cell, decoder"),
+        ({"batch": tuple(batch)}, TypeError, "batch must be a planet_lib.Batch, got tuple"),
+        ({"batch": batch._replace(reward=batch.mask)}, TypeError, "batch.reward must be floating, got torch.bool"),
+        ({"batch": batch._replace(action=batch.action.float())}, TypeError, r"batch.action must be torch.float64 \(as"),
+        ({"prior": tuple(prior)}, TypeError, "prior must be the cell's State, got tuple"),
+        ({"posterior": posterior._replace(std=None)}, TypeError, "posterior.std must be a tensor, got NoneType"),
+        ({"prior": prior._replace(std=prior.std[..., :1])}, ValueError, r"prior.std must be \[6, 2, .*got \[6, 2, 1\]"),
+        ({"weights": "ab"}, TypeError, "weights must be a list of 2 numbers, got 'ab'"),
+        ({"stop_start_gradient": "no"}, TypeError, "stop_start_gradient must be True or False, got 'no'"),
+        ({"noise": noise.to("meta")}, ValueError, "noise must be on cpu .as batch.mask., got a tensor on meta"),
+        ({"distance": True}, ValueError, "distance must be a whole number of at least 1, got True"),
+        ({"free_nats": "3"}, ValueError, "free_nats must be at least 0, got '3'"),
+        ({"free_nats": 1e40}, ValueError, r"free_nats must be at most 1e\+30, got 1e\+40"),
+    ]
+    arguments = {"model": model, "batch": batch, "prior": prior, "posterior": posterior, "distance": 3}
+    for change, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            latent_overshooting(**(arguments | change))

@@ -147,7 +147,7 @@ class Spoilt:
 def test_rows_without_a_finite_return_are_refused_by_number(rssm):
     agent = make_agent(rssm, Spoilt(False, True, False))
     with pytest.raises(
-        RuntimeError, match=r"no candidate had a finite predicted return in row\(s\) \[0, 2\] of the batch"
+        pl.NonFiniteError, match=r"no candidate had a finite predicted return in row\(s\) \[0, 2\] of the batch"
     ):
         agent(normal(B, 5), first(1, 1, 1), None, explore=True)
     make_agent(rssm, Spoilt(True, True, True))(normal(B, 5), first(1, 1, 1), None, explore=True)
@@ -156,7 +156,7 @@ def test_rows_without_a_finite_return_are_refused_by_number(rssm):
 def test_an_observation_that_is_not_finite_is_refused(rssm):
     obs = normal(B, 5)
     obs[1] = math.nan
-    with pytest.raises(RuntimeError, match=r"row\(s\) \[1\] of the batch: the observation"):
+    with pytest.raises(pl.NonFiniteError, match=r"row\(s\) \[1\] of the batch: the observation"):
         make_agent(rssm)(obs, first(1, 1, 1), None, explore=False)
 
 

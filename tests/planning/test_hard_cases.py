@@ -154,3 +154,77 @@ def test_a_compiled_planner_that_falls_back_draws_what_the_planner_draws_and_kee
     planner.num_elites = 1  # the copy's own stays
     torch.manual_seed(0)
     assert torch.equal(compiled(state).mean, expected.mean)
+
+
+def test_a_decay_over_many_iterations_is_beyond_no_float():
+    planner = ICEMPlanner(
+        Goal(), -1.0, 1.0, action_dim=1, num_candidates=50, num_elites=5, decay=1000.0, num_iterations=200
+    )
+    assert planner.num_rollouts[:2] == (52, 12)  # J and two that are kept; then twice the elites
+    assert planner.num_rollouts[-1] == 13  # the mean, too
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"dynamics": Goal}, TypeError, r"dynamics must have a method rollout.*, got the class Goal; call it first"),
+        ({"dynamics": None}, TypeError, r"dynamics must have a method rollout.*, got None"),
+        ({"low": -1e19}, ValueError, r"low must be within 1e\+18 of 0, or infinite for no bound, got -1e\+19"),
+        ({"low": "-1"}, TypeError, "low must be a number or one for each dimension of the action, got '-1'"),
+        ({"high": [1.0, [2.0]]}, ValueError, "high must be a number or one per dimension, got lists of several"),
+        ({"initial_std": 1e30}, ValueError, r"initial_std must be at most 1e\+18, got 1e\+30"),
+        ({"num_elites": 2.0}, ValueError, "num_elites must be between 1 and num_candidates=100, got 2.0"),
+        ({"num_candidates": True}, ValueError, "num_candidates must be a whole number of at least 1, got True"),
+    ],
+)
+def test_settings_of_another_kind_are_named(changes, kind, message):
+    settings = {"dynamics": Goal(), "low": -1.0, "high": 1.0, "action_dim": 1, **changes}
+    with pytest.raises(kind, match=message):
+        ICEMPlanner(**settings)
+
+
+class Returning(Goal):
+    """Dynamics that return, or draw, what they are told to."""
+
+    def __init__(self, returned, drawn=None):
+        self.returned, self.drawn = returned, drawn
+
+    def rollout(self, state, actions, noise=None):
+        return self.returned
+
+    def draw_noise(self, actions, generator=None):
+        return self.drawn
+
+
+@pytest.mark.parametrize(
+    ("returned", "drawn", "kind", "message"),
+    [
+        (None, None, TypeError, r"what dynamics.rollout returns must be a tensor \[B, J\].* got NoneType"),
+        (torch.zeros(2, 10, dtype=torch.complex64), None, TypeError, "what dynamics.rollout returns must be real"),
+        (torch.zeros(2, 10, device="meta"), None, ValueError, "what dynamics.rollout returns must be on .*got .*meta"),
+        (torch.zeros(2, 10).to_sparse(), None, TypeError, "what dynamics.rollout returns must be a dense tensor"),
+        (torch.zeros(2, 10), [1.0], TypeError, "what dynamics.draw_noise returns must be a tensor .*, got list"),
+        (torch.zeros(2, 10), torch.zeros(2, 2, 9, 1), ValueError, r"draw_noise returns must be .*J=10.* got \[2, 2, 9"),
+    ],
+)
+def test_what_dynamics_return_and_cannot_be_used_is_named(returned, drawn, kind, message):
+    planner = CEMPlanner(
+        Returning(returned, drawn), -1.0, 1.0, action_dim=1, horizon=2, num_candidates=10, num_elites=3
+    )
+    with pytest.raises(kind, match=message):
+        planner(torch.zeros(2, 1))
+
+
+def test_what_dynamics_raise_is_passed_on_as_it_is():
+    class Broken(Goal):
+        def rollout(self, state, actions, noise=None):
+            raise KeyError("the wheel")
+
+    with pytest.raises(KeyError, match="the wheel"):
+        CEMPlanner(Broken(), -1.0, 1.0, action_dim=1)(torch.zeros(2, 1))
+
+
+def test_a_state_on_two_devices_is_named():
+    planner = CEMPlanner(Goal(), -1.0, 1.0, action_dim=1)
+    with pytest.raises(ValueError, match=r"state must hold tensors on one device, got \['cpu', 'meta'\]"):
+        planner([torch.zeros(2, 1), torch.zeros(2, 1, device="meta")])

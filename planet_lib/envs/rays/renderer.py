@@ -14,6 +14,7 @@ Source: MuJoCo 3.17, what its classic renderer does (render_gl3.c).
 import mujoco
 import numpy as np
 
+from planet_lib._shapes import check_flag, is_number, is_whole, shown
 from planet_lib.envs.rays.scene import Geoms, Scene, View
 from planet_lib.envs.rays.shading import Now, Shader
 from planet_lib.envs.rays.shapes import BOX, CYLINDER, PLANE, Array, faces
@@ -23,6 +24,7 @@ from planet_lib.envs.rays.tracing import Tracer, may_show, widen
 # multisampling, so that edges that are almost level or upright rise in four steps.
 _ROTATED = ((0.375, 0.875), (0.875, 0.625), (0.125, 0.375), (0.625, 0.125))
 _MIDDLE = ((0.5, 0.5),)
+_WIDEST = 1e6  # pixels; far beyond any picture
 
 
 class RayRenderer:
@@ -64,10 +66,14 @@ class RayRenderer:
         antialias: bool = True,
         min_width: float = 0.5,
     ) -> None:
-        if height < 1 or width < 1 or min_width < 0:
+        _check_simulation(model, data)
+        check_flag(antialias=antialias)
+        if not (is_whole(height) and is_whole(width) and is_number(min_width) and 0 <= min_width <= _WIDEST):
             raise ValueError(
-                f"height and width must be at least 1 and min_width at least 0, got {height}, {width} and {min_width}"
+                f"height and width must be at least 1 and min_width at least 0, got {shown(height)}, {shown(width)} "
+                f"and {shown(min_width)}; whole numbers, and a finite one"
             )
+        height, width = int(height), int(width)
         if model.nskin or model.nflex:
             raise ValueError(
                 f"the ray caster draws no skins and no flexes, and the model has {model.nskin} and {model.nflex}; "
@@ -137,6 +143,10 @@ class RayRenderer:
         """Return the present scene."""
         height, width = self._shape
         geoms, lights, view = self._scene.update(width / height)
+        if not view.forward.any():
+            raise ValueError(
+                "data must hold the present positions, got a camera that looks nowhere; call mujoco.mj_forward first"
+            )
         return Now(geoms, lights, view, (view.top - view.bottom) / height)
 
     def _widened(self, now: Now) -> Geoms:
@@ -222,13 +232,30 @@ def _as_camera(model: mujoco.MjModel, camera: "int | str | mujoco.MjvCamera") ->
     if isinstance(camera, mujoco.MjvCamera):
         return camera
     names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, index) for index in range(model.ncam)]
-    index = names.index(camera) if camera in names else camera
-    if isinstance(index, bool) or not isinstance(index, int) or not -1 <= index < len(names):
+    index = names.index(camera) if isinstance(camera, str) and camera in names else camera
+    if isinstance(index, str) or not is_whole(index, -1, len(names) - 1):
         known = ", ".join(str(name) for name in names)
-        raise ValueError(f"camera must be -1 to {len(names) - 1}, one of {known or 'no names'}, got {camera!r}")
+        raise ValueError(f"camera must be -1 to {len(names) - 1}, one of {known or 'no names'}, got {shown(camera)}")
     made = mujoco.MjvCamera()
     if index == -1:
         mujoco.mjv_defaultFreeCamera(model, made)
     else:
-        made.type, made.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
+        made.type, made.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, int(index)
     return made
+
+
+def _check_simulation(model: object, data: object) -> None:
+    """Raise unless these are a model and its data: MuJoCo reads one by the other's sizes, and does not look."""
+    for name, given, kind in (("model", model, mujoco.MjModel), ("data", data, mujoco.MjData)):
+        if not isinstance(given, kind):
+            raise TypeError(f"{name} must be a mujoco.{kind.__name__}, got {shown(given)}")
+    if not (isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData)):
+        return
+    sizes = {
+        "qpos": model.nq, "qvel": model.nv, "xpos": model.nbody, "geom_xpos": model.ngeom, "site_xpos": model.nsite,
+        "cam_xpos": model.ncam, "light_xpos": model.nlight, "ten_length": model.ntendon,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        got = len(getattr(data, name))
+        if got != size:
+            raise ValueError(f"data must be of this model, with {size} rows of {name}, got {got}; give its own MjData")

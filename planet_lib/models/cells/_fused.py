@@ -107,7 +107,7 @@ def filter_fused(
     tensors = (state.deter, state.stoch, embed, action, noise, *weights)
     has_gradient = any(tensor.requires_grad for tensor in tensors if tensor is not None)
     loop = _Loop(plain, path, head, keep=torch.is_grad_enabled() and has_gradient)
-    deter, mean, *drawn = _Fused.apply(loop, is_first, *tensors)  # type: ignore[no-untyped-call]
+    deter, mean, *drawn = _Fused.apply(loop, is_first, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     stoch, std = drawn if drawn else (mean.clone(), torch.ones_like(mean))
     return State(deter=deter, stoch=stoch, mean=mean, std=std)
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice, check_last, check_positive, check_scales
-from planet_lib.models._layers import Hidden
-from planet_lib.models.gaussian import sample
+from planet_lib._shapes import check_choice, check_scales
+from planet_lib.models._layers import Hidden, sizes
 from planet_lib.types import State
 
 GRUKind = Literal["reset_after", "reset_before"]
@@ -111,8 +110,11 @@ class GaussianHead(Hidden):
     ) -> None:
         super().__init__(input_dim, hidden_dim, num_layers, activation)
         check_scales(min_std=min_std)
+        largest = torch.finfo(torch.get_default_dtype()).max
+        if min_std > largest:
+            raise ValueError(f"min_std must be at most {largest:.3g}, as the weights are, got {min_std}")
         check_choice("min_std_mode", min_std_mode, get_args(MinStdMode))
-        self.min_std, self.min_std_mode = min_std, min_std_mode
+        self.min_std, self.min_std_mode = float(min_std), min_std_mode
         self.out = nn.Linear(hidden_dim, 2 * stoch_dim)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +154,7 @@ class MeanHead(Hidden):
 
 def zero_state(cell: nn.Module, batch_size: int, deter_dim: int, stoch_dim: int) -> State:
     """Zeros: deter [B, D], stoch, mean and std [B, S], on the device and in the dtype of the cell's parameters."""
-    check_positive(batch_size=batch_size)
+    (batch_size,) = sizes(batch_size=batch_size)
     like = next(cell.parameters())
     deter, stoch = like.new_zeros(batch_size, deter_dim), like.new_zeros(batch_size, stoch_dim)
     return State(deter=deter, stoch=stoch, mean=stoch, std=stoch)
@@ -167,7 +169,8 @@ def standard_state(state: State) -> State:
 def drawn_state(deter: Tensor, distribution: tuple[Tensor, Tensor], noise: Tensor | None) -> State:
     """A state whose stoch is drawn from N(mean, std^2)."""
     mean, std = distribution
-    return State(deter=deter, stoch=sample(mean, std, noise), mean=mean, std=std)
+    drawn = torch.randn_like(mean) if noise is None else noise
+    return State(deter=deter, stoch=mean + std * drawn, mean=mean, std=std)
 
 
 def mean_state(deter: Tensor, distribution: tuple[Tensor, Tensor]) -> State:
@@ -181,9 +184,3 @@ def drawn_noise(noise: Tensor | None, embed: Tensor, state: State) -> Tensor:
     if noise is not None:
         return noise
     return state.stoch.new_empty(*embed.shape[:-1], state.stoch.shape[-1]).normal_()
-
-
-def check_scan(embed: Tensor, action: Tensor, embed_dim: int, action_dim: int) -> None:
-    """Raise unless embed and action are of the cell's sizes."""
-    check_last("action", action, action_dim, because="the cell's action_dim")
-    check_last("embed", embed, embed_dim, because="the cell's embed_dim")

@@ -140,7 +140,7 @@ def forward(inputs: Inputs, weights: Weights, settings: Settings, *, keep: bool)
         stoch = torch.addmm(weights.out[1], hidden, out_weight, out=trace.out[t])
         if inputs.noise is not None:
             # Of the mean's half too: of half of each row alone, softplus takes several times longer.
-            F.softplus(stoch, out=spread)  # type: ignore[call-arg]
+            F.softplus(stoch, out=spread)  # type: ignore[call-arg]  # out is missing in its stub
             if settings.clamp:
                 std = torch.clamp_min(raw_spread, settings.min_std, out=trace.std[t])
             else:

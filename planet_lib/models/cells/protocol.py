@@ -3,15 +3,18 @@
 Knows no cell in particular. Source: ours; the questions are those that PlaNet (arXiv:1811.04551), section 3, answers.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from planet_lib._shapes import is_whole, shown
 from planet_lib.types import State
 
 # A plain `Cell` in an annotation is one whose state is `State`.
 S = TypeVar("S", default=State)
+
+_SIZES = {"action_dim": 1, "feature_dim": 1, "noise_dim": 0}
 
 
 @runtime_checkable
@@ -57,3 +60,27 @@ class Cell(Protocol[S]):
 
     def divergence(self, posterior: S, prior: S) -> Tensor:
         """Return how far the posterior is from the prior, [...] in nats."""
+
+
+def check_members(cell: Cell[Any], *names: str) -> None:
+    """Raise a `TypeError` unless a cell has sizes, and methods of these names.
+
+    Example:
+        >>> from planet_lib import SSMCell
+        >>> check_members(SSMCell(action_dim=6, embed_dim=1024), "prior", "fly")
+        Traceback (most recent call last):
+            ...
+        TypeError: cell must have the members of planet_lib.Cell, got SSMCell without fly
+    """
+    missing = [name for name in (*_SIZES, *names) if not hasattr(cell, name)]
+    if missing or isinstance(cell, type):
+        got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
+        raise TypeError(f"cell must have the members of planet_lib.Cell, got {got} without {', '.join(missing)}")
+    for name, least in _SIZES.items():
+        size = getattr(cell, name)
+        if not is_whole(size, least):
+            raise TypeError(f"cell.{name} must be a whole number of at least {least}, got {shown(size)}")
+    for name in names:
+        method = getattr(cell, name)
+        if not callable(method):
+            raise TypeError(f"cell.{name} must be a method, got {shown(method)}")

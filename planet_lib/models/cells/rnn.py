@@ -8,14 +8,15 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice, check_last, check_positive
+from planet_lib._shapes import check_choice
 from planet_lib.models import gaussian
+from planet_lib.models._layers import sizes
+from planet_lib.models.cells._checks import check_alike, check_scan, check_state, check_step
 from planet_lib.models.cells._parts import (
     DeterministicPath,
     GRUKind,
     Init,
     MeanHead,
-    check_scan,
     mean_state,
     standard_state,
     zero_state,
@@ -73,8 +74,9 @@ class RNNCell(nn.Module):
         init: Init = "torch",
     ) -> None:
         super().__init__()
-        check_positive(action_dim=action_dim, embed_dim=embed_dim, deter_dim=deter_dim, stoch_dim=stoch_dim)
-        check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
+        action_dim, embed_dim = sizes(action_dim=action_dim, embed_dim=embed_dim)
+        deter_dim, stoch_dim = sizes(deter_dim=deter_dim, stoch_dim=stoch_dim)
+        hidden_dim, num_layers = sizes(hidden_dim=hidden_dim, num_layers=num_layers)
         check_choice("init", init, get_args(Init))
         self.action_dim, self.embed_dim = action_dim, embed_dim
         self.deter_dim, self.stoch_dim, self.noise_dim = deter_dim, stoch_dim, 0
@@ -91,29 +93,33 @@ class RNNCell(nn.Module):
 
     def prior(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """Advance the GRU by one action [..., A] and predict the mean."""
-        check_last("action", action, self.action_dim, because="the cell's action_dim")
+        check_step(self, "state", state, "deter", "stoch", action=action)
         deter = self.path(state.deter, state.stoch, action)
         return mean_state(deter, self.prior_head(deter))
 
     def posterior(self, prior: State, embed: Tensor, noise: Tensor | None = None) -> State:
         """Return the mean given deter' and embed; reads only the prior's deter."""
-        check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
+        check_step(self, "prior", prior, "deter", embed=embed)
         return mean_state(prior.deter, self.posterior_head(torch.cat([prior.deter, embed], -1)))
 
     def features(self, state: State) -> Tensor:
         """Return [deter, stoch]."""
+        check_state(self, "state", state, "deter", "stoch")
         return torch.cat([state.deter, state.stoch], -1)
 
     def divergence(self, posterior: State, prior: State) -> Tensor:
         """Return half the squared distance of the means, summed over S."""
+        check_alike(self, posterior, prior)
         return 0.5 * (gaussian.widen(posterior.mean) - gaussian.widen(prior.mean)).square().sum(-1)
 
     def global_prior(self, state: State) -> State:
         """Return the state whose mean is zero, with the deter of `state`."""
+        check_state(self, "state", state, "deter", "mean")
         return standard_state(state)
 
     def redraw(self, state: State, noise: Tensor | None = None) -> State:
         """Return the state itself, the only sample there is; a noise argument is not read."""
+        check_state(self, "state", state, "deter", "stoch", "mean", "std")
         return state
 
     def scan(
@@ -126,6 +132,6 @@ class RNNCell(nn.Module):
         posterior_noise: Tensor | None = None,
     ) -> tuple[State, State]:
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
-        check_scan(embed, action, self.embed_dim, self.action_dim)
+        check_scan(self, state, is_first, embed=embed, action=action)
         posterior = filter_recurrent(self.path, self.posterior_head, state, embed, action, is_first, None)
         return mean_state(posterior.deter, self.prior_head(posterior.deter)), posterior

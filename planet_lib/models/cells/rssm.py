@@ -10,15 +10,16 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice, check_last, check_positive
+from planet_lib._shapes import check_choice
 from planet_lib.models import gaussian
+from planet_lib.models._layers import sizes
+from planet_lib.models.cells._checks import check_alike, check_redraw, check_scan, check_state, check_step
 from planet_lib.models.cells._parts import (
     DeterministicPath,
     GaussianHead,
     GRUKind,
     Init,
     MinStdMode,
-    check_scan,
     drawn_noise,
     drawn_state,
     standard_state,
@@ -85,8 +86,9 @@ class RSSMCell(nn.Module):
         init: Init = "torch",
     ) -> None:
         super().__init__()
-        check_positive(action_dim=action_dim, embed_dim=embed_dim, deter_dim=deter_dim, stoch_dim=stoch_dim)
-        check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
+        action_dim, embed_dim = sizes(action_dim=action_dim, embed_dim=embed_dim)
+        deter_dim, stoch_dim = sizes(deter_dim=deter_dim, stoch_dim=stoch_dim)
+        hidden_dim, num_layers = sizes(hidden_dim=hidden_dim, num_layers=num_layers)
         check_choice("init", init, get_args(Init))
         self.action_dim, self.embed_dim = action_dim, embed_dim
         self.deter_dim, self.stoch_dim, self.noise_dim = deter_dim, stoch_dim, stoch_dim
@@ -104,29 +106,33 @@ class RSSMCell(nn.Module):
 
     def prior(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """Advance the GRU by one action [..., A] and draw from p(stoch' | deter')."""
-        check_last("action", action, self.action_dim, because="the cell's action_dim")
+        check_step(self, "state", state, "deter", "stoch", action=action, noise=noise)
         deter = self.path(state.deter, state.stoch, action)
         return drawn_state(deter, self.prior_head(deter), noise)
 
     def posterior(self, prior: State, embed: Tensor, noise: Tensor | None = None) -> State:
         """Draw from q(stoch' | deter', embed); reads only the prior's deter."""
-        check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
+        check_step(self, "prior", prior, "deter", embed=embed, noise=noise)
         return drawn_state(prior.deter, self.posterior_head(torch.cat([prior.deter, embed], -1)), noise)
 
     def features(self, state: State) -> Tensor:
         """Return [deter, stoch]."""
+        check_state(self, "state", state, "deter", "stoch")
         return torch.cat([state.deter, state.stoch], -1)
 
     def divergence(self, posterior: State, prior: State) -> Tensor:
         """Return KL(posterior || prior), summed over S."""
+        check_alike(self, posterior, prior)
         return gaussian.kl_divergence(posterior.mean, posterior.std, prior.mean, prior.std)
 
     def global_prior(self, state: State) -> State:
         """Return the state whose stoch is N(0, I), with the deter of `state`."""
+        check_state(self, "state", state, "deter", "mean")
         return standard_state(state)
 
     def redraw(self, state: State, noise: Tensor | None = None) -> State:
         """Return another sample of the state's own distribution: stoch = mean + std * noise, the rest as it is."""
+        check_redraw(self, state, noise)
         return drawn_state(state.deter, (state.mean, state.std), noise)
 
     def scan(
@@ -139,7 +145,8 @@ class RSSMCell(nn.Module):
         posterior_noise: Tensor | None = None,
     ) -> tuple[State, State]:
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
-        check_scan(embed, action, self.embed_dim, self.action_dim)
+        noises = {"prior_noise": prior_noise, "posterior_noise": posterior_noise}
+        check_scan(self, state, is_first, embed=embed, action=action, **noises)
         noise = drawn_noise(posterior_noise, embed, state)
         posterior = filter_recurrent(self.path, self.posterior_head, state, embed, action, is_first, noise)
         return drawn_state(posterior.deter, self.prior_head(posterior.deter), prior_noise), posterior

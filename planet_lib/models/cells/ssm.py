@@ -9,13 +9,14 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from planet_lib._shapes import check_choice, check_last, check_positive
+from planet_lib._shapes import check_choice
 from planet_lib.models import gaussian
+from planet_lib.models._layers import sizes
+from planet_lib.models.cells._checks import check_alike, check_redraw, check_scan, check_state, check_step
 from planet_lib.models.cells._parts import (
     GaussianHead,
     Init,
     MinStdMode,
-    check_scan,
     drawn_noise,
     drawn_state,
     standard_state,
@@ -73,8 +74,8 @@ class SSMCell(nn.Module):
         init: Init = "torch",
     ) -> None:
         super().__init__()
-        check_positive(action_dim=action_dim, embed_dim=embed_dim, stoch_dim=stoch_dim)
-        check_positive(hidden_dim=hidden_dim, num_layers=num_layers)
+        action_dim, embed_dim, stoch_dim = sizes(action_dim=action_dim, embed_dim=embed_dim, stoch_dim=stoch_dim)
+        hidden_dim, num_layers = sizes(hidden_dim=hidden_dim, num_layers=num_layers)
         check_choice("init", init, get_args(Init))
         self.action_dim, self.embed_dim = action_dim, embed_dim
         self.stoch_dim, self.noise_dim, self.feature_dim = stoch_dim, stoch_dim, stoch_dim
@@ -91,28 +92,32 @@ class SSMCell(nn.Module):
 
     def prior(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """Draw from p(stoch' | stoch, action)."""
-        check_last("action", action, self.action_dim, because="the cell's action_dim")
+        check_step(self, "state", state, "deter", "stoch", action=action, noise=noise)
         return drawn_state(state.deter, self.prior_head(torch.cat([state.stoch, action], -1)), noise)
 
     def posterior(self, prior: State, embed: Tensor, noise: Tensor | None = None) -> State:
         """Draw from q(stoch' | prior mean, prior std, embed); the prior's sample plays no part."""
-        check_last("embed", embed, self.embed_dim, because="the cell's embed_dim")
+        check_step(self, "prior", prior, "deter", "mean", "std", embed=embed, noise=noise)
         return drawn_state(prior.deter, self.posterior_head(torch.cat([prior.mean, prior.std, embed], -1)), noise)
 
     def features(self, state: State) -> Tensor:
         """Return the sample."""
+        check_state(self, "state", state, "stoch")
         return state.stoch
 
     def divergence(self, posterior: State, prior: State) -> Tensor:
         """Return KL(posterior || prior), summed over S."""
+        check_alike(self, posterior, prior)
         return gaussian.kl_divergence(posterior.mean, posterior.std, prior.mean, prior.std)
 
     def global_prior(self, state: State) -> State:
         """Return the state whose stoch is N(0, I)."""
+        check_state(self, "state", state, "deter", "mean")
         return standard_state(state)
 
     def redraw(self, state: State, noise: Tensor | None = None) -> State:
         """Return another sample of the state's own distribution: stoch = mean + std * noise, the rest as it is."""
+        check_redraw(self, state, noise)
         return drawn_state(state.deter, (state.mean, state.std), noise)
 
     def scan(
@@ -125,7 +130,8 @@ class SSMCell(nn.Module):
         posterior_noise: Tensor | None = None,
     ) -> tuple[State, State]:
         """Filter a sequence [T, B, ...]; equal to stepping, with every product that needs no state done at once."""
-        check_scan(embed, action, self.embed_dim, self.action_dim)
+        noises = {"prior_noise": prior_noise, "posterior_noise": posterior_noise}
+        check_scan(self, state, is_first, embed=embed, action=action, **noises)
         noise = drawn_noise(posterior_noise, embed, state)
         distribution, posterior = filter_stochastic(
             self.prior_head, self.posterior_head, state, embed, action, is_first, noise

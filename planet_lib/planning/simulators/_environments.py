@@ -56,7 +56,7 @@ class ActionBox:
             for ours, theirs in ((self._low, other._low), (self._high, other._high))
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # compared by value, and those change
 
 
 def live(source: Any) -> tuple[Any, Any]:
@@ -80,12 +80,12 @@ def describe(env: Any, reward: Reward | None) -> Simulation:
             "env must simulate with MuJoCo (a suite task, or a Gymnasium environment with model, data and frame_skip), "
             f"got {type(source).__name__}; use EnvDynamics for other environments"
         )
-    chosen = reward or known
+    chosen = known if reward is None else reward
     if chosen is None:
         task = getattr(getattr(source, "_env", None), "task", source)
         raise ValueError(
             f"reward must be given for {type(task).__module__}.{type(task).__name__}: a function of "
-            f"planet_lib.planning.simulators.Moments that returns [N]; known without are {KNOWN_TASKS}"
+            f"planet_lib.planning.simulators.Moments that returns [N], got None; known without are {KNOWN_TASKS}"
         )
     layer = _standard_layer(env)
     box = env.action_space if layer is None else layer.env.action_space

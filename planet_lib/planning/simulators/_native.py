@@ -24,7 +24,7 @@ from planet_lib.planning.simulators.moments import Array, Moments
 _BLOCK = 2**23
 
 # What MuJoCo takes for diverged (mjMAXVAL).
-_LARGEST = 1e10
+LARGEST = 1e10
 
 
 def load_mujoco() -> ModuleType:
@@ -99,7 +99,7 @@ class NativeRollouts:
             )
             # After any warning MuJoCo repeats one state, and a reset turns the clock back.
             last = state[:, steps - 1, 1 : 1 + model.nq + model.nv]
-            diverged = ~(state[:, steps, 0] > state[:, steps - 1, 0]) | ~np.all(np.abs(last) < _LARGEST, axis=1)
+            diverged = ~(state[:, steps, 0] > state[:, steps - 1, 0]) | ~np.all(np.abs(last) < LARGEST, axis=1)
             ends = state[:, every - 1 : steps : every]
             before = np.concatenate([np.tile(start, (rows, 1, 1)), ends[:, :-1]], axis=1)
             sensors = sensordata[:, every::every]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from planet_lib._shapes import check_members, check_whole, is_whole, shown
+
 Array = npt.NDArray[np.float64]
 
 # A number where all rows agree, else one value per row [N]. Planar models are mostly zeros, which cost nothing so.
@@ -55,6 +57,10 @@ class Kinematics:
     """
 
     def __init__(self, model: Any, qpos: Array) -> None:
+        check_members("model", model, "a mujoco.MjModel", "nq", "body_parentid", "jnt_type")
+        given: object = qpos
+        if not isinstance(given, np.ndarray) or given.dtype.kind not in "iuf":
+            raise TypeError(f"qpos must be an array of numbers [N, nq], got {shown(given)}")
         if qpos.ndim != 2 or qpos.shape[1] != model.nq:
             raise ValueError(f"qpos must be [N, nq] with nq={model.nq} (the model's), got {list(qpos.shape)}")
         self._model, self._qpos = model, qpos
@@ -71,6 +77,7 @@ class Kinematics:
 
     def body_axis(self, body: int | str, axis: int) -> Array:
         """Return the body's own axis 0, 1 or 2 in the world [N, 3], a unit vector (a column of MuJoCo's `xmat`)."""
+        check_whole("axis", axis, least=0, most=2)
         unit = tuple(float(each == axis) for each in range(3))
         return self._stack(_rotate(self._frame(_index(self._model, "body", body))[1], _vector(unit)))
 
@@ -142,6 +149,9 @@ class Kinematics:
 def _index(model: Any, kind: str, name: int | str) -> int:
     """Return the index of a body, geom or site that is given by index or name."""
     if not isinstance(name, str):
+        count = int(getattr(model, f"n{kind}"))
+        if not is_whole(name, least=0, most=count - 1):
+            raise ValueError(f"{kind} must be a name, or a number from 0 to {count - 1}, got {shown(name)}")
         return int(name)
     try:
         return int(getattr(model, kind)(name).id)

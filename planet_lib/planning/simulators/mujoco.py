@@ -16,9 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_count, check_shape
+from planet_lib._shapes import check_count, check_shape, check_whole, shown
+from planet_lib.planning.simulators._checks import (
+    as_floats,
+    check_actions,
+    check_discount,
+    check_functions,
+    check_numbers,
+    places,
+)
 from planet_lib.planning.simulators._environments import describe, live
-from planet_lib.planning.simulators._native import NativeRollouts, available_cores, load_mujoco
+from planet_lib.planning.simulators._native import LARGEST, NativeRollouts, available_cores, load_mujoco
 from planet_lib.planning.simulators.moments import Array, Reward, Terminated
 
 
@@ -98,17 +106,24 @@ class MuJoCoDynamics:
         mujoco = load_mujoco()
         threads = available_cores() if num_threads is None else num_threads
         check_count(steps_per_action=steps_per_action, action_repeat=action_repeat, num_threads=threads)
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount must be in (0, 1], got {discount}")
-        self.models: tuple[Any, ...] = tuple(models) if isinstance(models, Sequence) else (models,)
+        check_discount(discount)
+        if reward is None:
+            raise TypeError("reward must be a function of planet_lib.planning.simulators.Moments, got None")
+        check_functions(reward=reward, to_ctrl=to_ctrl, terminated=terminated)
+        self.models: tuple[Any, ...] = tuple(models) if isinstance(models, list | tuple) else (models,)
+        for model in self.models:
+            if not isinstance(model, mujoco.MjModel):
+                raise TypeError(f"models must be a mujoco.MjModel, or a list of such, got {shown(model)}")
         if not self.models or any(model.signature != self.models[0].signature for model in self.models):
-            raise ValueError("models must be one or more of the same sizes; make one MuJoCoDynamics for each kind")
-        if data is not None and len(data) != len(self.models):
-            raise ValueError(f"data must be one for each of the {len(self.models)} models, got {len(data)}")
+            got = f"{len(self.models)} of several" if self.models else "an empty list"
+            raise ValueError(f"models must be one or more of the same sizes, got {got}; make one object for each kind")
+        if data is not None:
+            _check_data(data, self.models, mujoco.MjData)
         self.reward, self.to_ctrl, self.terminated = reward, to_ctrl, terminated
-        self.steps_per_action, self.action_repeat, self.discount = steps_per_action, action_repeat, discount
-        self.num_threads = threads
-        self._native = NativeRollouts(self.models[0], threads)
+        self.steps_per_action, self.action_repeat = int(steps_per_action), int(action_repeat)
+        self.discount = float(discount)
+        self.num_threads = int(threads)
+        self._native = NativeRollouts(self.models[0], self.num_threads)
         self._sources: tuple[Callable[[], tuple[Any, Any]], ...] = ()
         if data is not None:
             self._sources = tuple(partial(_pair, *pair) for pair in zip(self.models, data, strict=True))
@@ -160,6 +175,7 @@ class MuJoCoDynamics:
             >>> abs(float(returns[0, 2]) - sum(rewards)) < 1e-9
             True
         """
+        check_functions(reward=reward, terminated=terminated)
         envs = list(env) if isinstance(env, list | tuple) else [env]
         if not envs:
             raise ValueError("env must be an environment or a list of at least one, got an empty list")
@@ -219,23 +235,33 @@ class MuJoCoDynamics:
 
         One more is simulated for each candidate, to read the last sensors, and not counted.
         """
-        return horizon * self.action_repeat * self.steps_per_action
+        check_whole("horizon", horizon, least=0)
+        return int(horizon) * self.action_repeat * self.steps_per_action
 
     def rollout(self, state: MuJoCoState, actions: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the true return [B, J] of every candidate; `noise` is not used. See the class."""
-        check_shape("actions", actions, "H B J A")
+        check_actions(actions)
+        given: object = state
+        if not isinstance(given, MuJoCoState):
+            raise TypeError(f"state must be a MuJoCoState, what state() returns, got {type(given).__name__}")
         horizon, batch_size, num_candidates, _ = actions.shape
         sizes = {"B": batch_size, "N": self._state_size}
         check_shape("state.physics", state.physics, "B N", because="as the actions, and the model's state", **sizes)
         sizes = {"B": batch_size, "V": self.models[0].nv}
         check_shape("state.warmstart", state.warmstart, "B V", because="as the actions, and the model's nv", **sizes)
         check_shape("state.model", state.model, "B", B=batch_size, because="as the actions")
+        check_numbers("state.physics", state.physics)
+        check_numbers("state.warmstart", state.warmstart)
+        which = places("state.model", state.model, len(self.models), "the number of models")
         values = actions.detach().to("cpu", torch.float64).numpy()
         physics, warmstart = (part.detach().to("cpu", torch.float64).numpy() for part in state[:2])
         returns = np.zeros((batch_size, num_candidates))
         weights = np.repeat(self.discount ** np.arange(horizon), self.action_repeat)
         block = self._native.block(self.steps_per_rollout(horizon))
-        for row, index in enumerate(state.model.tolist() if horizon > 0 else []):
+        for row, index in enumerate(which if horizon > 0 else []):
+            if not _can_start(self.models[index], physics[row], warmstart[row]):
+                returns[row] = np.nan
+                continue
             for first in range(0, num_candidates, block):
                 part = slice(first, first + block)
                 chosen = values[:, row, part]
@@ -247,7 +273,7 @@ class MuJoCoDynamics:
         is_number: Any = np.logical_and.reduce(np.isfinite(actions), axis=(0, 2))
         # A candidate that is not a number would make MuJoCo print a warning; it is worth nothing anyhow.
         actions = np.where(is_number[:, None], actions, 0.0)
-        controls = actions if self.to_ctrl is None else self.to_ctrl(actions)
+        controls = actions if self.to_ctrl is None else as_floats("to_ctrl", self.to_ctrl(actions))
         if controls.shape != (*actions.shape[:2], model.nu):
             raise ValueError(
                 f"actions must become controls [..., {model.nu}] (the model's nu), got {list(controls.shape)} from "
@@ -277,9 +303,30 @@ def _pair(model: Any, data: Any) -> tuple[Any, Any]:
     return model, data
 
 
+def _check_data(data: Sequence[Any], models: Sequence[Any], kind: Any) -> None:
+    """Raise unless there is a simulation for each model, and of its sizes: others would be read beyond their end."""
+    given: object = data
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"data must be a list of mujoco.MjData, got {shown(given)}")
+    if len(data) != len(models):
+        raise ValueError(f"data must be one for each of the {len(models)} models, got {len(data)}")
+    for model, each in zip(models, data, strict=True):
+        if not isinstance(each, kind):
+            raise TypeError(f"data must be a list of mujoco.MjData, got {shown(each)}")
+        if each.signature != model.signature:
+            raise ValueError("data must be made of models of the same sizes as the models, got one of another")
+
+
+def _can_start(model: Any, physics: Array, warmstart: Array) -> bool:
+    """Whether MuJoCo would simulate from there: what is not finite, or beyond its limit, it resets."""
+    moving = physics[1 : 1 + model.nq + model.nv]
+    numbers = np.concatenate([physics, warmstart])
+    return bool(np.isfinite(numbers).all()) and bool((np.abs(moving) < LARGEST).all())
+
+
 def _per_moment(name: str, values: Any, count: int) -> Array:
     """Return what a user's function gave, as floats [N], or raise."""
-    result = np.asarray(values, dtype=np.float64)
+    result = as_floats(name, values)
     if result.shape != (count,):
         raise ValueError(f"{name} must return [N] with N={count}, one value per moment, got {list(result.shape)}")
     return result

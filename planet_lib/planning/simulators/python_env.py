@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planet_lib._shapes import check_shape
+from planet_lib._shapes import check_shape, shown
+from planet_lib.planning.simulators._checks import (
+    check_actions,
+    check_discount,
+    check_env,
+    check_functions,
+    outcome,
+    places,
+)
 
 
 class SavedEnv:
@@ -101,10 +109,14 @@ class EnvDynamics:
         if (get_state is None) != (set_state is None):
             given, other = ("get_state", "set_state") if set_state is None else ("set_state", "get_state")
             raise ValueError(f"{other} must be given with {given}, got None; give both, or none for deep copies")
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount must be in (0, 1], got {discount}")
+        check_env("env", env)
+        check_functions(get_state=get_state, set_state=set_state, to_action=to_action)
+        check_discount(discount)
+        kinds = errors if isinstance(errors, tuple) else (errors,)
+        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+            raise TypeError(f"errors must be a tuple of exceptions' classes, got {shown(errors)}")
         self.env = env
-        self.errors, self.discount = errors, discount
+        self.errors, self.discount = kinds, float(discount)
         self._get_state, self._set_state = get_state, set_state
         self._to_action = to_action or _for_space(getattr(env, "action_space", None))
 
@@ -113,17 +125,31 @@ class EnvDynamics:
 
         With `get_state`, each row is played in its own environment of these, which must stay open meanwhile.
         """
-        saved = tuple(self._save(each) for each in ([self.env] if envs is None else envs))
+        given: object = [self.env] if envs is None else envs
+        if not isinstance(given, list | tuple):
+            raise TypeError(f"envs must be a list of environments, or None, got {shown(given)}")
+        if not given:
+            raise ValueError("envs must be a list of at least one environment, or None, got an empty one")
+        for each in given:
+            check_env("envs", each)
+        saved = tuple(self._save(each) for each in given)
         return EnvState(row=torch.arange(len(saved)), saved=saved)
 
     def rollout(self, state: EnvState, actions: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the return [B, J] of every candidate; `noise` is not used. See the class."""
-        check_shape("actions", actions, "H B J A")
+        check_actions(actions)
+        given: object = state
+        if not isinstance(given, EnvState) or not isinstance(given.saved, tuple):
+            raise TypeError(f"state must be an EnvState, what state() returns, got {shown(given)}")
+        for each in state.saved:
+            kept: object = each
+            if not isinstance(kept, SavedEnv):
+                raise TypeError(f"state.saved must be saved environments, got {shown(kept)}")
         _, batch_size, num_candidates, _ = actions.shape
         check_shape("state.row", state.row, "B", B=batch_size, because="as the actions")
         values = actions.detach().to("cpu", torch.float64).numpy()
         returns = np.zeros((batch_size, num_candidates))
-        rows = [state.saved[row] for row in state.row.tolist()]
+        rows = [state.saved[row] for row in places("state.row", state.row, len(state.saved), "those in state.saved")]
         with self._unchanged(rows):
             for b, saved in enumerate(rows):
                 for j in range(num_candidates):
@@ -136,21 +162,28 @@ class EnvDynamics:
         for action in actions:
             try:
                 # A copy, since an environment may work on its argument in place.
-                _, reward, terminated, truncated, _ = env.step(self._to_action(action.copy()))
+                returned = env.step(self._to_action(action.copy()))
             except self.errors:
                 return math.nan
-            total += weight * float(reward)
+            reward, is_over = outcome(returned)
+            total += weight * reward
             weight *= self.discount
             if not math.isfinite(total):
                 return math.nan
-            if terminated or truncated:
+            if is_over:
                 break
         return total
 
     def _save(self, env: Any) -> SavedEnv:
         """Return all that `_restored` needs to bring `env` back."""
         if self._get_state is None:
-            return SavedEnv(None, copy.deepcopy(env))
+            try:
+                return SavedEnv(None, copy.deepcopy(env))
+            except (TypeError, copy.Error) as error:
+                raise TypeError(
+                    f"env must be one that copy.deepcopy can copy, got {type(env).__name__} ({error}); give get_state "
+                    "and set_state"
+                ) from error
         return SavedEnv(env, self._get_state(env), tuple(dict(vars(layer)) for layer in _wrappers(env)))
 
     def _restored(self, saved: SavedEnv) -> Any:

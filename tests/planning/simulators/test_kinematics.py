@@ -105,3 +105,17 @@ def test_errors_name_the_argument():
         Kinematics(model, np.zeros(14))
     with pytest.raises(ValueError, match=r"the model must have a body named 'nobody', got .*many"):
         Kinematics(model, np.zeros((1, 14))).body_position("nobody")
+    with pytest.raises(TypeError, match=r"qpos must be an array of numbers \[N, nq\], got \[\[0.0"):
+        Kinematics(model, [[0.0] * 14])
+    with pytest.raises(TypeError, match=r"model must be a mujoco\.MjModel, got str without nq"):
+        Kinematics("mixed", np.zeros((1, 14)))
+
+
+def test_what_is_no_index_is_named_and_does_not_count_from_the_end():
+    kinematics = Kinematics(load("mixed"), np.zeros((1, 14)))
+    for wrong in (-1, 1000, 1.5, True, None):
+        with pytest.raises(ValueError, match=rf"body must be a name, or a number from 0 to \d+, got {wrong}"):
+            kinematics.body_position(wrong)
+    for wrong in (-1, 3):  # there would be no such axis, and zeros
+        with pytest.raises(ValueError, match=rf"axis must be a whole number of at .*, got {wrong}"):
+            kinematics.body_axis("free", wrong)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from planet_lib.planning.simulators import MuJoCoDynamics
+from planet_lib.planning.simulators import MuJoCoDynamics, MuJoCoState
 
 pytestmark = pytest.mark.filterwarnings("ignore:compiler attribute")
 
@@ -195,3 +195,37 @@ def test_a_missing_mujoco_is_named_with_the_remedy(slider, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(ImportError, match=r'MuJoCoDynamics needs mujoco: pip install "planet-worldmodel\[dmc\]"'):
         MuJoCoDynamics(slider, speed, steps_per_action=1)
+
+
+def test_a_start_that_mujoco_would_reset_is_worth_nothing_and_no_other_row_notices(slider, tmp_path):
+    dynamics = MuJoCoDynamics(slider, speed, steps_per_action=1, data=[mujoco.MjData(slider)])
+    state = MuJoCoState(*(part.repeat(4, *[1] * (part.ndim - 1)) for part in dynamics.state()))
+    state.physics[1, 1], state.physics[2, 2] = float("nan"), 1e11
+    state.warmstart[3, 0] = float("inf")
+    returns = dynamics.rollout(state, torch.ones(2, 4, 3, 1))
+    assert returns.isnan().all(1).tolist() == [False, True, True, True]
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
+
+
+def test_what_is_no_place_in_the_list_of_models_is_named(slider):
+    dynamics = MuJoCoDynamics(slider, speed, steps_per_action=1, data=[mujoco.MjData(slider)])
+    state, actions = dynamics.state(), torch.zeros(1, 1, 1, 1)
+    for wrong in (-1, 1):  # the first would be the last model
+        message = rf"state.model must be at least 0 and less than 1 \(the number of models\), got {wrong}"
+        with pytest.raises(ValueError, match=message):
+            dynamics.rollout(state._replace(model=torch.tensor([wrong])), actions)
+    with pytest.raises(TypeError, match=r"state.model must be whole numbers, got torch.float32"):
+        dynamics.rollout(state._replace(model=torch.zeros(1)), actions)
+    with pytest.raises(TypeError, match=r"state must be a MuJoCoState, what state.. returns, got tuple"):
+        dynamics.rollout(tuple(state), actions)
+
+
+def test_data_of_another_model_is_refused_before_it_is_read(slider):
+    other = mujoco.MjData(mujoco.MjModel.from_xml_string("<mujoco><worldbody/></mujoco>"))
+    with pytest.raises(ValueError, match="data must be made of models of the same sizes as the models, got one of"):
+        MuJoCoDynamics(slider, speed, steps_per_action=1, data=[other])
+    for wrong in (mujoco.MjData(slider), ["data"]):
+        with pytest.raises(TypeError, match=r"data must be a list of mujoco.MjData, got"):
+            MuJoCoDynamics(slider, speed, steps_per_action=1, data=wrong)
+    with pytest.raises(TypeError, match=r"models must be a mujoco.MjModel, or a list of such, got 'slider'"):
+        MuJoCoDynamics("slider", speed, steps_per_action=1)

@@ -296,6 +296,58 @@ def test_arguments_that_do_not_fit_are_refused_by_name(corridor):
         corridor.rollout(corridor.state(), torch.zeros(3, 2, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": Corridor}, "env must be an environment, got the class Corridor; call it first"),
+        ({"env": None}, "env must be an environment, got NoneType without step"),
+        ({"to_action": 3}, "to_action must be a function, got 3"),
+        ({"errors": (RuntimeError("wall"),)}, "errors must be a tuple of exceptions' classes, got"),
+    ],
+)
+def test_settings_of_another_kind_are_named(settings, message):
+    with pytest.raises(TypeError, match=message):
+        EnvDynamics(**{"env": Corridor(), **settings})
+
+
+def test_a_state_that_is_none_or_points_nowhere_is_named(corridor):
+    state, actions = corridor.state(), torch.zeros(1, 1, 1, 1)
+    for wrong in (-1, 1):  # the first would be the last of those saved
+        with pytest.raises(ValueError, match=rf"state.row must be at least 0 and less than 1 .*, got {wrong}"):
+            corridor.rollout(state._replace(row=torch.tensor([wrong])), actions)
+    with pytest.raises(TypeError, match=r"state must be an EnvState, what state.. returns, got None"):
+        corridor.rollout(None, actions)
+    with pytest.raises(ValueError, match="envs must be a list of at least one environment, or None, got an empty one"):
+        corridor.state([])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((0.0, 1.0, False, {}), "env.step must return observation, reward, .*, got 4 of them"),
+        (None, "env.step must return observation, reward, .*, got None"),
+        ((0.0, None, False, False, {}), "env.step must return a number and two flags .*, got None, False, False"),
+    ],
+)
+def test_an_environment_that_steps_otherwise_is_named(answer, message):
+    class Odd(Corridor):
+        def step(self, action):
+            return answer
+
+    dynamics = EnvDynamics(Odd())
+    with pytest.raises(TypeError, match=message):
+        dynamics.rollout(dynamics.state(), walks([1.0]))
+
+
+def test_an_environment_that_cannot_be_copied_is_named_with_the_remedy():
+    class Locked(Corridor):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot pickle 'lock'")
+
+    with pytest.raises(TypeError, match=r"env must be one that copy.deepcopy can copy, got Locked .*give get_state"):
+        EnvDynamics(Locked()).state()
+
+
 def test_dynamics_of_deep_copies_can_be_copied():
     dynamics = copy.deepcopy(EnvDynamics(Corridor()))
     assert dynamics.rollout(dynamics.state(), walks([1.0])).item() == 0.0

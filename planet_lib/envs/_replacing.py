@@ -1,0 +1,134 @@
+"""Slots whose environments are replaced where they fail, and brought to where the old ones were.
+
+It knows what a failure means for an episode; which rows run, and how answers become batches, is decided in
+`planet_lib.envs.standard_vector`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from planet_lib.envs._history import DifferentError, History
+from planet_lib.envs._slots import InProcess, LostError, Slot
+from planet_lib.envs.images import Array
+
+Result = tuple[Any, ...]  # what an environment's reset or step gives
+
+
+class Outcome(NamedTuple):
+    """What came of asking some rows.
+
+    results: of the rows whose episode goes on, what reset or step gave. failures: of the rows that got a new worker,
+    what happened to the old one. lost: of the rows whose episode is lost, why the new worker did not take it up.
+    """
+
+    results: dict[int, Result]
+    failures: dict[int, str]
+    lost: dict[int, str]
+
+
+class ReplacingSlots:
+    """Asks many slots at once, and replaces those that fail.
+
+    Args:
+        slots: one for each row.
+        max_restarts: how often a row may fail without finishing an episode, before that is a `RuntimeError`.
+    """
+
+    def __init__(self, slots: Sequence[Slot], *, max_restarts: int) -> None:
+        self._slots, self._max_restarts = list(slots), max_restarts
+        self._remembers = not isinstance(self._slots[0], InProcess)  # those are never lost
+        self._failures = [0] * len(self._slots)
+        self._histories: dict[int, History] = {}
+        self._called = [False] * len(self._slots)  # since it was made: it may no longer be as its constructor makes it
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None) -> Outcome:
+        """Reset some rows; a new worker is asked again."""
+        outcome = Outcome(results={}, failures={}, lost={})
+        for row in rows:
+            self._slots[row].ask("reset", seed=seeds[row], options=options)
+        for row in rows:
+            while row not in outcome.results:
+                try:
+                    outcome.results[row] = self._slots[row].answer()
+                except LostError as error:
+                    outcome.failures[row] = str(error)
+                    self._replace(row, outcome.failures[row])
+                    self._slots[row].ask("reset", seed=seeds[row], options=options)
+            if self._remembers:
+                self._histories[row] = History(seeds[row], options, outcome.results[row])
+        return outcome
+
+    def step(self, rows: Sequence[int], actions: Array) -> Outcome:
+        """Step some rows. Those whose worker fails come last: all new ones start at once, while the others answer."""
+        outcome = Outcome(results={}, failures={}, lost={})
+        for row in rows:
+            self._slots[row].ask("step", actions[row])
+        for row in rows:
+            try:
+                outcome.results[row] = self._slots[row].answer()
+            except LostError as error:
+                outcome.failures[row] = str(error)
+                gap = "`call` may have changed its environment" if self._called[row] else self._histories[row].gap
+                if gap is not None:
+                    outcome.lost[row] = gap
+                self._replace(row, outcome.failures[row])
+        for row in [row for row in outcome.failures if row not in outcome.lost]:
+            try:
+                outcome.results[row] = self._taken_up(row, actions[row])
+            except DifferentError as error:
+                outcome.lost[row] = str(error)
+        for row, (_, _, terminated, truncated, _) in outcome.results.items():
+            if self._remembers:
+                self._histories[row].add(actions[row], outcome.results[row])
+            if terminated or truncated:
+                self._failures[row] = 0
+        return outcome
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, changes: bool) -> list[Any]:
+        """Return what a method or attribute of every environment gives.
+
+        changes: whether the environment may be another one afterwards.
+        """
+        results = []
+        for row, slot in enumerate(self._slots):
+            self._called[row] |= changes
+            slot.ask(name, *args, **kwargs)
+        for row, slot in enumerate(self._slots):
+            try:
+                results.append(slot.answer())
+            except LostError as error:
+                raise RuntimeError(f"environment {row} failed in {name!r}: {error}") from None
+        return results
+
+    def _taken_up(self, row: int, action: Array) -> Result:
+        """Return what the step that failed gives in a new worker, once that has played the episode until there.
+
+        One that fails too is replaced again, unless it is in a step that has failed before: then it is no accident.
+        """
+        history = self._histories[row]
+        failed = {len(history) + 1}
+        while True:
+            try:
+                history.play_again(self._slots[row])
+                self._slots[row].ask("step", action)
+                result: Result = self._slots[row].answer()
+            except LostError as error:
+                self._replace(row, str(error))
+                if history.position in failed:
+                    raise DifferentError(f"step {history.position} failed again when it was played again") from None
+                failed.add(history.position)
+            else:
+                return result
+
+    def _replace(self, row: int, reason: str) -> None:
+        """Start a new worker for a row, or raise where that was tried often enough."""
+        self._failures[row] += 1
+        count = self._failures[row]
+        if count > self._max_restarts:
+            self._failures[row] = 0
+            raise RuntimeError(
+                f"environment {row} failed {count} times without finishing an episode "
+                f"(max_restarts={self._max_restarts}), the last time with: {reason}"
+            ) from None
+        self._called[row] = False
+        self._slots[row].restart()

@@ -222,8 +222,8 @@ def tables(rows: Sequence[Row], *, share: float) -> str:
 def draw(rows: Iterable[Row], path: Path) -> None:
     """Draw the return against the simulated steps: a panel for each task, a line for each planner."""
     # Imported here, so that episodes can be played without matplotlib; the canvas leaves its global state alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 -- only where it draws
+    from matplotlib.figure import Figure  # noqa: PLC0415 -- likewise
 
     rungs = rungs_of(rows)
     if not rungs:

@@ -50,6 +50,11 @@ PLANNING = [
     "num_iterations",
 ]
 
+NEEDED = (
+    *("renderer", "action_dim", "model", "done.episodes", "done.updates"),
+    *(f"settings.{name}" for name in ("env", "tasks", "obs", "cell", "renderer", "quality")),
+)  # of a checkpoint
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the files, ends with one line."""
@@ -80,11 +85,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}")
     run = RunDirectory.open(args.run)
-    saved = load_checkpoint(run.checkpoint_path, required=("settings", "renderer", "action_dim", "done", "model"))
+    saved = load_checkpoint(run.checkpoint_path, required=NEEDED)
     settings = saved["settings"]
-    missing = [name for name in ("env", "obs", "cell", "quality") if name not in settings]
-    if missing:
-        raise ValueError(f"{run.checkpoint_path} is of another program, its settings lack {', '.join(missing)}")
     preset = plan_with(Preset.from_settings(settings, where=str(run.path)), args.set)
     check_settings({"seed": args.seed})
     device = choose_device(args.device)

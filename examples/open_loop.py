@@ -45,6 +45,8 @@ SHARED = (
     "action_repeat",
 )  # what runs must share to be compared
 
+NEEDED = ("model", *(f"settings.{name}" for name in ("cell", *SHARED)))  # of a checkpoint
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the files, ends with one line."""
@@ -77,7 +79,7 @@ def judge(args: argparse.Namespace) -> None:
     runs = {Path(path).resolve().name: RunDirectory.open(path) for path in args.runs}
     if len(runs) < len(args.runs):
         raise ValueError(f"RUN_DIR must be directories of different names, got {' '.join(args.runs)}")
-    saved = {name: load_checkpoint(run.checkpoint_path, required=("settings", "model")) for name, run in runs.items()}
+    saved = {name: load_checkpoint(run.checkpoint_path, required=NEEDED) for name, run in runs.items()}
     first = next(iter(saved))
     for name, run in runs.items():
         Preset.from_settings(saved[name]["settings"], where=str(run.path))

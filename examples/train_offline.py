@@ -9,13 +9,18 @@ examples/open_loop.py reads, and so does examples/evaluate.py where --env says w
 """
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
 
 import torch
 
@@ -29,7 +34,7 @@ HOLDOUT = ("holdout_obs", "holdout_obs_last", "holdout_reward_r2")
 COLUMNS = (
     *("updates", "loss_total", "loss_obs", "loss_reward", "loss_continue", "kl", "kl_clipped", "global_kl"),
     *("overshooting_kl", "overshooting_reward", "overshooting_obs", "grad_norm", *HOLDOUT, "seconds_total"),
-    "updates_per_second",
+    *("updates_per_second", "skipped_updates"),
 )
 # What a checkpoint cannot change and still be the same run.
 IDENTITY = ("sources", "entry", "holdout", "env", "cell", "preset", "continue_scale", *MODEL_FIELDS)
@@ -42,14 +47,15 @@ COLLECTING = ("num_episodes", "seed_episodes", "updates_per_episode", "eval_ever
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the data, ends with one line."""
     try:
-        train(parse(arguments))
+        with contextlib.ExitStack() as opened:
+            train(parse(arguments), opened)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
         sys.exit(f"train_offline.py: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("train_offline.py: stopped")
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     """Read everything, then update and report until the updates are done or Ctrl-C."""
     preset = Preset.from_settings(vars(args))
     settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
@@ -83,18 +89,17 @@ def train(args: argparse.Namespace) -> None:
     longest = max(held, key=lambda episode: len(episode.reward))  # the first of the longest
     windows = {"context": args.context, "length": min(args.length, len(longest.reward))}
     renderer = saved["renderer"] if saved else renderer_of(args.sources[0]) if images else "none"
-    done, kept = {**data, "updates": 0, "seconds": 0.0}, None
-    if saved is None:
-        run = training.RunDirectory.create(path, settings)
-    else:
-        run, done, kept = training.RunDirectory.open(path), saved["done"], saved["metrics_rows"]
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        replay.load_state_dict(saved["replay"])
-        training.set_rng_state(saved["rng"])
+    done = {**data, "updates": 0, "seconds": 0.0} if saved is None else saved["done"]
+    run = training.RunDirectory.open(path) if saved else training.RunDirectory.create(path, settings)
+    opened.enter_context(run.lock())
+    progress = training.Progress(total=args.updates, done=done["updates"], unit="updates")
+    skip = training.SkipNonFinite(say=progress.say)
+    state = training.RunState(model=model, optimizer=optimizer, replay=replay, skipped_updates=skip)
+    if saved:
+        state.restore(saved)
+    kept = saved["metrics_rows"] if saved else None
     metrics = training.MetricsWriter(run.path, COLUMNS, step_column="updates", resume_at=kept)
     began = time.monotonic() - done["seconds"]
-    progress = training.Progress(total=args.updates, done=done["updates"], unit="updates")
     counts = f"{replay.num_episodes} episodes ({replay.num_steps} rows, {data['terminated']} episodes terminate)"
     progress.say(f"{run.path}: {counts}, {len(held)} kept aside, {settings['obs']}, {args.cell}, on {device}")
     if replay.num_steps < data["rows"]:
@@ -102,17 +107,20 @@ def train(args: argparse.Namespace) -> None:
 
     def fit(until: int) -> dict[str, Any]:
         """Update on windows of the replay; returns the mean losses."""
-        start, rows = time.monotonic(), []
+        start, first, rows = time.monotonic(), done["updates"], []
         with progress.phase("updates", total=until - done["updates"], unit="updates") as bar:
             while done["updates"] < until:
                 training.warm_up(optimizer, preset.learning_rate, done["updates"], preset.warmup_updates)
                 batch = replay.sample(preset.batch_size, preset.window)
-                rows.append(training.update(model, optimizer, batch, objective, **limits).metrics())
                 done["updates"] += 1
-                bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
-        progress.advance(len(rows))
+                with skip.leaving_out(f"update {done['updates']}"):
+                    rows.append(training.update(model, optimizer, batch, objective, **limits).metrics())
+                    bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
+        progress.advance(done["updates"] - first)
+        speed = (done["updates"] - first) / (time.monotonic() - start)
+        rows = rows or [dict.fromkeys(("loss_obs", "loss_reward", "kl", "grad_norm"), torch.tensor(torch.nan))]
         means = {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}
-        return {**means, "updates_per_second": len(rows) / (time.monotonic() - start)}
+        return {**means, "updates_per_second": speed, "skipped_updates": skip.count}
 
     def judge() -> dict[str, Any]:
         """Measure how wrong the episodes kept aside are imagined, and draw the longest."""
@@ -125,10 +133,8 @@ def train(args: argparse.Namespace) -> None:
 
     def save() -> None:
         """Write the checkpoint that `--resume` goes on from."""
-        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "replay": replay.state_dict()}
-        counts = {"done": done, "metrics_rows": metrics.num_rows, "rng": training.rng_state()}
         facts = {"settings": settings, "renderer": renderer, "action_dim": action_dim}
-        training.save_checkpoint(run.checkpoint_path, {**facts, **counts, **states})
+        state.save(run.checkpoint_path, **facts, done=done, metrics_rows=metrics.num_rows)
 
     try:
         if saved is None:
@@ -246,4 +252,5 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -15,37 +15,24 @@ import argparse
 import contextlib
 import math
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
+
 import numpy as np
 import torch
 
 import planet_lib as pl
+from planet_lib import training
 from planet_lib.data import load_episodes, random_policy, run_episodes, save_episode
 from planet_lib.envs import make_vector_env, widest_action
-from planet_lib.training import (
-    MetricsWriter,
-    Progress,
-    RunDirectory,
-    check_compatible,
-    check_extras,
-    check_renderer,
-    check_settings,
-    choose_device,
-    draw_episode,
-    learning_curve,
-    load_checkpoint,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-    transfer_weights,
-    update,
-    warm_up,
-)
+from planet_lib.training import RunDirectory
 from planet_lib.training.presets import (
     LOOK_FIELDS,
     MODEL_FIELDS,
@@ -63,20 +50,22 @@ from planet_lib.training.presets import (
 COLUMNS = (
     *("episode", "updates", "env_steps", "kind", "task", "episode_return", "eval_mean", "eval_std"),
     *("loss_total", "loss_obs", "loss_reward", "loss_continue", "kl", "kl_clipped", "global_kl"),
-    *("overshooting_kl", "overshooting_reward", "overshooting_obs", "grad_norm"),
+    *("overshooting_kl", "overshooting_reward", "overshooting_obs", "grad_norm", "skipped_updates", "skipped_episodes"),
     *("seconds_collect", "seconds_update", "seconds_eval", "seconds_total", "updates_per_second", "steps_per_second"),
 )
 # What cannot change and still be the same run.
 IDENTITY = ("env", "tasks", "obs", "cell", "preset", "continue_scale", *LOOK_FIELDS, *MODEL_FIELDS)
 LOOK = ("obs", "cell", "renderer", "quality", *LOOK_FIELDS)  # what --init-from takes over, too
 SAVED = ("settings", "renderer", "action_dim", "done", "metrics_rows", "model", "optimizer", "replay", "rng")
+DONE = ("episodes", "rounds", "updates", "env_steps", "seconds", "seed_returns", "eval_mean")
+RESUMED = (*SAVED, "settings.replay_dir", *(f"done.{name}" for name in DONE))
 EVAL_SEED = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the data, ends with one line."""
-    args = parse(arguments)
     try:
+        args = parse(arguments)
         with contextlib.ExitStack() as opened:
             train(args, opened)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
@@ -89,16 +78,19 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     """Seed episodes, then updates and episodes in turn, until the episodes are done or Ctrl-C."""
     preset = Preset.from_settings(vars(args))
     settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name", "told"}}
-    check_settings(settings)
-    device = choose_device(args.device)
-    saved = load_checkpoint(RunDirectory.open(args.resume).checkpoint_path, required=SAVED) if args.resume else None
-    if saved is not None:
+    training.check_settings(settings)
+    if args.deterministic:
+        training.make_deterministic()
+    device = training.choose_device(args.device)
+    saved = None
+    if args.resume:
+        saved = training.load_checkpoint(RunDirectory.open(args.resume).checkpoint_path, required=RESUMED)
         Preset.from_settings(saved["settings"], where=args.resume)
-        check_compatible(saved["settings"], settings, IDENTITY)
+        training.check_compatible(saved["settings"], settings, IDENTITY)
     source = None
     if args.init_from and saved is None:
-        source = load_checkpoint(RunDirectory.open(args.init_from).checkpoint_path, required=SAVED)
-        check_compatible(source["settings"], settings, ("obs", "cell"))
+        source = training.load_checkpoint(RunDirectory.open(args.init_from).checkpoint_path, required=SAVED)
+        training.check_compatible(source["settings"], settings, ("obs", "cell"))
 
     torch.manual_seed(args.seed)
     tasks = args.tasks.split(",") if args.tasks else [args.env]
@@ -109,16 +101,18 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     env = envs[tasks[0]]
     drawn_by = {task: str(envs[task].renderer) for task in tasks}
     for task, renderer in drawn_by.items():
-        check_renderer((saved or source or {"renderer": drawn_by})["renderer"], renderer, task=task, told=args.told)
+        trained = (saved or source or {"renderer": drawn_by})["renderer"]
+        training.check_renderer(trained, renderer, task=task, told=args.told)
     obs_shape = obs_shape_of(env.single_observation_space)
     action_dim = int(np.prod(env.single_action_space.shape or ()))
-    check_extras(pixels=set(drawn_by.values()) != {"none"})
+    training.check_extras(pixels=set(drawn_by.values()) != {"none"})
     model = build_model(preset, args.cell, obs_shape, action_dim).to(device)
     if source is not None:
-        transfer_weights(model, source["model"])
+        training.transfer_weights(model, source["model"])
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.learning_rate, eps=preset.adam_eps, fused=True)
-    objective, autocast = build_objective(preset), torch.bfloat16 if preset.precision == "bfloat16" else None
-    discrete = env.num_actions is not None
+    objective, discrete = build_objective(preset), env.num_actions is not None
+    autocast = torch.bfloat16 if preset.precision == "bfloat16" else None
+    limits: dict[str, Any] = {"grad_clip": preset.grad_clip, "autocast": autocast}
     agent = build_agent(preset, model, one_hot=discrete)
     random = np.random.default_rng(args.seed)
 
@@ -128,27 +122,27 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     if replay.num_steps and (saved is None or saved["settings"]["replay_dir"] != args.replay_dir):
         raise ValueError(f"--replay-dir must be empty or this run's, {args.replay_dir} holds {replay.num_steps} rows")
 
-    # What changes as the run goes on, and with the weights makes up a checkpoint.
-    done: dict[str, Any] = dict.fromkeys(("episodes", "rounds", "updates", "env_steps", "seconds"), 0)
-    done |= {"seed_returns": {}, "eval_mean": -math.inf}
     run = RunDirectory.create(Path(args.out) / args.name, settings) if saved is None else RunDirectory.open(args.resume)
-    if saved is not None:
-        done, old = saved["done"], load_episodes(run.episodes, count=saved["done"]["episodes"])
-        replay.clear()  # a mapped one: the episodes' files are the record, and it is a copy of them
-        replay.extend(old)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        replay.load_state_dict(saved["replay"])
-        set_rng_state(saved["rng"], random=random)
-    group = "task" if len(tasks) > 1 else None
-    metrics = MetricsWriter(run.path, COLUMNS, resume_at=(saved or {}).get("metrics_rows"), group_column=group)
-    began = time.monotonic() - done["seconds"]
+    opened.enter_context(run.lock())
+    done: dict[str, Any] = {**dict.fromkeys(DONE, 0), "seed_returns": {}, "eval_mean": -math.inf}
+    done = saved["done"] if saved else done
     total, enough = preset.seed_episodes + preset.num_episodes, math.inf if args.stop_at is None else args.stop_at
-    progress = Progress(total=total, done=done["episodes"], unit="episodes")
+    progress = training.Progress(total=total, done=done["episodes"], unit="episodes")
+    skips = {name: training.SkipNonFinite(args.max_skipped, say=progress.say) for name in COLUMNS if "skipped" in name}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "replay": replay, "random": random}
+    state = training.RunState(**parts, **skips)
+    if saved is not None:
+        replay.clear()  # a mapped one: the episodes' files are the record, and it is a copy of them
+        replay.extend(load_episodes(run.episodes, count=done["episodes"]))
+        state.restore(saved)
+    group = "task" if len(tasks) > 1 else None
+    metrics = training.MetricsWriter(run.path, COLUMNS, resume_at=(saved or {}).get("metrics_rows"), group_column=group)
+    began = time.monotonic() - done["seconds"]
     what = f"{', '.join(tasks)} from {args.obs} ({', '.join(sorted(set(drawn_by.values())))})"
     title = f"PlaNet, {what} ({args.cell}, preset {args.preset}, seed {args.seed})"
-    begin = f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}"
-    progress.say(f"{begin}\n{metrics.notice}" if metrics.notice else begin)
+    progress.say(f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}\n{metrics.notice}".rstrip())
+    if changed := run.differences():
+        progress.say(f"the run goes on, but its last digits may differ: it began with {', '.join(changed)}")
 
     def play(task: str, policy: Any, name: str, seeds: Sequence[int], first: int | None = None) -> list[pl.Episode]:
         """An episode for each seed, num_envs at a time; each a file as soon as it ends, numbered from `first` on."""
@@ -158,8 +152,11 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
                 save_episode(run.episodes, episode, first + place, replace=True)
 
         steps = getattr(env.spec, "max_episode_steps", None) or 1000  # the suite's; only the progress bar asks
-        with progress.phase(name, total=-(-steps // envs[task].action_repeat) * len(seeds), unit="decisions") as bar:
-            return run_episodes(envs[task], policy, seeds=seeds, on_step=lambda _: bar.update(1), on_episode=keep)
+        length = -(-steps // envs[task].action_repeat) * len(seeds)
+        while True:  # until no number is bad, or too many were in a row
+            skip = skips["skipped_episodes"].leaving_out(f"an attempt at {name} from seed {seeds[0]} on")
+            with skip, progress.phase(name, total=length, unit="decisions") as bar:
+                return run_episodes(envs[task], policy, seeds=seeds, on_step=lambda _: bar.update(1), on_episode=keep)
 
     def finish_round(task: str, episodes: Sequence[pl.Episode], row: dict[str, Any]) -> None:
         """A row of metrics for each new episode, an evaluation where it is time, and a checkpoint to go on from."""
@@ -173,6 +170,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
             if row["kind"] == "seed":
                 done["seed_returns"].setdefault(task, []).append(earned)
             counts = {"episode": done["episodes"], "updates": done["updates"], "env_steps": done["env_steps"]}
+            counts |= {name: skip.count for name, skip in skips.items()}
             metrics.write({**counts, **row, "task": task, "episode_return": earned, "seconds_total": done["seconds"]})
             trained = done["episodes"] - preset.seed_episodes
             evaluate_now |= trained > 0 and (trained % preset.eval_every == 0 or done["episodes"] == total)
@@ -181,16 +179,18 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
             with torch.random.fork_rng():  # training goes on as if nobody had looked
                 for each in tasks:
                     metrics.write({**counts, **evaluate(each), "task": each, "seconds_total": time.monotonic() - began})
+        if row["kind"] == "train":  # before the checkpoint: a run that is killed in between draws it again
+            beat = {name: float(np.mean(earned)) for name, earned in done["seed_returns"].items()}
+            curve: dict[str, Any] = {"random_return": beat, "free_nats": preset.free_nats, "title": title}
+            training.learning_curve(run.learning_curve, run.metrics_path, **curve)
         done["rounds"] += 1
         save()
         progress.advance(len(episodes))
 
     def save() -> None:
-        """Write the checkpoint that `--resume` goes on from."""
-        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "replay": replay.state_dict()}
-        counts = {"done": done, "metrics_rows": metrics.num_rows, "rng": rng_state(random=random)}
+        """Write the checkpoint that `--resume` goes on from: the parts, all random generators, and these."""
         facts = {"settings": settings, "renderer": drawn_by, "action_dim": action_dim}
-        save_checkpoint(run.checkpoint_path, {**facts, **counts, **states})
+        state.save(run.checkpoint_path, **facts, done=done, metrics_rows=metrics.num_rows)
 
     def evaluate(task: str) -> dict[str, Any]:
         """Act without noise in episodes of their own, and draw what the model saw and foresaw in the first."""
@@ -200,7 +200,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         episodes = play(task, agent.policy(explore=False), "evaluation", seeds)
         returns = np.array([episode.reward.sum() for episode in episodes])
         stem = f"episode-{done['episodes']:06d}" + (f"-{task.partition(':')[2].replace('/', '-')}" if group else "")
-        draw_episode(run.videos / stem, model, episodes[0])
+        training.draw_episode(run.videos / stem, model, episodes[0])
         mean, std = float(returns.mean()), float(returns.std())
         done["eval_mean"] = min(done["eval_mean"], mean)
         progress.say(f"episode {done['episodes']}: {task} evaluated, {mean:.0f} +- {std:.0f} ({len(returns)})")
@@ -213,14 +213,14 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         loader: dict[str, Any] = {"prefetch": 2, "device": device} if device.type == "cuda" else {"prefetch": 0}
         with progress.phase("updates", total=count, unit="updates") as bar:
             for batch in replay.batches(preset.batch_size, preset.window, count, reuse=True, **loader):
-                warm_up(optimizer, preset.learning_rate, done["updates"], preset.warmup_updates)
-                result = update(model, optimizer, batch, objective, grad_clip=preset.grad_clip, autocast=autocast)
-                rows.append(result.metrics())
+                training.warm_up(optimizer, preset.learning_rate, done["updates"], preset.warmup_updates)
                 done["updates"] += 1
-                bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
+                with skips["skipped_updates"].leaving_out(f"update {done['updates']}"):
+                    rows.append(training.update(model, optimizer, batch, objective, **limits).metrics())
+                    bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
+        rows = rows or [dict.fromkeys(("loss_obs", "loss_reward", "kl", "grad_norm"), torch.tensor(math.nan))]
         means = {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}
-        seconds = time.monotonic() - start
-        return {**means, "seconds_update": seconds, "updates_per_second": count / seconds}
+        return {**means, "seconds_update": (seconds := time.monotonic() - start), "updates_per_second": count / seconds}
 
     try:
         if saved is None:
@@ -242,9 +242,6 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
                 losses = f"obs {row['loss_obs']:.1f}, reward {row['loss_reward']:.3f}, KL {row['kl']:.2f}"
                 speeds = f"{row['updates_per_second']:.1f} updates/s, {done['seconds'] / 60:.0f} min"
                 progress.say(f"episode {done['episodes']}: {task}, return {returns}, {losses}, {speeds}")
-                beat = {name: float(np.mean(earned)) for name, earned in done["seed_returns"].items()}
-                curve: dict[str, Any] = {"random_return": beat, "free_nats": preset.free_nats, "title": title}
-                learning_curve(run.learning_curve, run.metrics_path, **curve)
         more = "--num-episodes" if done["episodes"] >= total else "--stop-at"
         progress.say(f"done after {done['episodes']} episodes; a larger {more} with --resume goes on")
     except KeyboardInterrupt:
@@ -275,6 +272,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--replay-gb", type=float, default=0.0, help="most memory of the replay; 0 is no such limit")
     parser.add_argument("--replay-dir", default="", help="keep the replay in mapped files here, not in memory")
     parser.add_argument("--stop-at", type=float, metavar="SCORE", help="end once an evaluation's mean is this")
+    parser.add_argument("--max-skipped", type=int, default=10, help="bad updates, or episodes, left out in a row")
+    parser.add_argument("--deterministic", action="store_true", help="only operations that give the same numbers again")
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="runs", help="where runs are kept")
@@ -291,10 +290,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except (ValueError, OSError) as error:
         sys.exit(f"train_planet.py: {error}")
     args = parser.parse_args(arguments)
-    task = (args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
+    task = str(args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
     args.name = args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}"
     return args
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -283,7 +284,7 @@ def test_frames_shrink_by_the_mean_of_areas():
         ("a: camera=state", "got obs=pixels camera=state"),
         ("a: obs=both", "got obs=both"),
         ("a: image_size=16", "frames must be drawn at least as large as they are seen, got 8x8 and image_size=16"),
-        ("a: obs=state cell=lstm", "cell must be rssm, ssm or rnn, got 'lstm'"),
+        ("a: obs=state cell=lstm", "cell must be one of rssm, ssm, rnn, got 'lstm'"),
         ("a: window", """--variant must be "name: field=value ...", got 'a: window'"""),
         ("window=3", """--variant must be "name: field=value ...", got 'window=3'"""),
         (f"small: {SMALL}", "each --variant must have a name of its own, got small, small"),
@@ -386,7 +387,7 @@ def test_collected_pixels_are_trained_on_for_the_time_given(collected, tmp_path)
     assert late["cpu_seconds"] >= 0.05
     assert late["ms_per_update"] == pytest.approx(1000 * late["cpu_seconds"] / late["updates"])
     assert set(benchmark.COLUMNS) <= set(late)
-    assert (result["facts"]["collected"]["seed"], result["facts"]["torch"]) == (3, torch.__version__)
+    assert (result["facts"]["collected"]["seed"], result["facts"]["torch"]) == (3, version("torch"))
     assert (result["variants"]["small"]["camera"], result["facts"]["threads"]) == ("lookatcart", 1)
 
 

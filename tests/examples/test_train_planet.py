@@ -139,13 +139,13 @@ def test_evaluate_draws_the_pixels_of_a_run_from_pixels_and_state(everything):
 
 
 def test_the_learning_rate_warms_up_across_a_pause_and_the_precision_may_change_there(tmp_path, monkeypatch):
-    calls, original = [], train_planet.update
+    calls, original = [], train_planet.training.update
 
     def watched(model, optimizer, *args, autocast, **kwargs):
         calls.append((optimizer.param_groups[0]["lr"], autocast))
         return original(model, optimizer, *args, autocast=autocast, **kwargs)
 
-    monkeypatch.setattr(train_planet, "update", watched)
+    monkeypatch.setattr(train_planet.training, "update", watched)
     run = train(tmp_path, "--num-episodes", "1", "--warmup-updates", "3", "--learning-rate", "0.3")
     train_planet.main(["--resume", str(run), "--num-episodes", "2", "--precision", "bfloat16"])
     assert [rate for rate, _ in calls] == pytest.approx([0.1, 0.2, 0.3, 0.3])
@@ -154,8 +154,9 @@ def test_the_learning_rate_warms_up_across_a_pause_and_the_precision_may_change_
 
 @pytest.mark.parametrize("moment", ["fit", "collect", "evaluate"])
 def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_to_the_same_end(whole, tmp_path, monkeypatch, capsys, moment):
+    where = train_planet.training if moment == "fit" else train_planet
     place, count = {"fit": ("update", 3), "collect": ("run_episodes", 4), "evaluate": ("run_episodes", 5)}[moment]
-    original, calls = getattr(train_planet, place), []
+    original, calls = getattr(where, place), []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -163,7 +164,7 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_to_the_same_end(whole, t
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(train_planet, place, interrupted)
+    monkeypatch.setattr(where, place, interrupted)
     run = train(tmp_path)
     assert f"go on with: --resume {run}" in capsys.readouterr().err
     monkeypatch.undo()
@@ -186,10 +187,16 @@ def test_ctrl_c_in_the_first_episode_leaves_a_run_that_goes_on_to_the_same_end(w
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_ctrl_c_before_the_run_and_a_second_one_after_it_cost_one_line(tmp_path, monkeypatch, moment):
+    close = train_planet.training.MetricsWriter.close
+
     def interrupted(*args, **kwargs):
+        if moment == "after":
+            close(*args)
         raise KeyboardInterrupt
 
-    place = {"before": (train_planet, "make_vector_env"), "after": (train_planet.MetricsWriter, "close")}[moment]
+    place = {"before": (train_planet, "make_vector_env"), "after": (train_planet.training.MetricsWriter, "close")}[
+        moment
+    ]
     monkeypatch.setattr(*place, interrupted)
     with pytest.raises(SystemExit, match=r"^train_planet.py: stopped$"):
         train(tmp_path, "--num-episodes", "0")
@@ -243,9 +250,9 @@ def test_evaluate_writes_a_video_of_a_run_from_pixels(tmp_path):
     [
         (["--device", "meta"], "device must be auto, cpu, or one"),
         (["--eval-every", "0"], "eval_every must be a whole number of at least 1, got 0"),
-        (["--free-nats", "nan"], "free_nats must be a finite number of at least 0, got nan"),
+        (["--free-nats", "nan"], "free_nats must be a finite number, got nan"),
         (["--seed", "-1"], "seed must be"),
-        (["--replay-capacity", "10000000000000"], "Unable to allocate"),
+        (["--replay-capacity", "10000000000000"], "replay_capacity must be a whole number of at most 2147483647"),
     ],
 )
 def test_a_setting_that_cannot_be_leaves_nothing_behind(tmp_path, flags, message):
@@ -266,7 +273,10 @@ def test_a_missing_extra_is_named_before_anything_is_collected(tmp_path, monkeyp
 def test_a_reward_that_is_not_finite_costs_one_line_and_keeps_the_run(tmp_path, monkeypatch):
     step = lambda self, action: (np.zeros(3, np.float32), np.nan, False, False, {})  # noqa: E731
     monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.step", step)
-    with pytest.raises(SystemExit, match=r"^train_planet.py: the environment's reward must be finite, got nan[^\n]*$"):
+    message = (
+        r"number 11 in a row to be left out, and 10 may be: the environment's reward must be finite, got nan[^\n]*$"
+    )
+    with pytest.raises(SystemExit, match=message):
         train(tmp_path)
     monkeypatch.undo()
     train_planet.main(["--resume", str(tmp_path / "run")])
@@ -331,7 +341,10 @@ def test_a_run_of_the_version_before_the_newer_settings_is_refused_in_one_line_a
         lambda: train_planet.main(["--resume", str(run)]),
         lambda: load_example("evaluate").main([str(run)]),
     ):
-        with pytest.raises(SystemExit, match=r"lack activation, gru, precision: .* another version[^\n]* new run$"):
+        with pytest.raises(
+            SystemExit,
+            match=r"lack activation, gru, precision: .* another version[^\n]* new run \(got",
+        ):
             command()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -358,7 +371,7 @@ def test_a_run_that_lost_something_is_refused_and_kept(whole, tmp_path, damage):
     else:
         text = (run / "settings.json").read_text()
         (run / "settings.json").write_text(text.replace('"batch_size": 2', '"batch_size": [2]'))
-        message = "batch_size must be a whole number of at least 1, got [2]"
+        message = "batch_size must be a whole number of at least 0, got [2]"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stopped:
         train_planet.main(["--resume", str(run), "--num-episodes", "3"])

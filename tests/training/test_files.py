@@ -1,5 +1,7 @@
 import errno
 import os
+import signal
+import sys
 
 import pytest
 
@@ -59,3 +61,14 @@ def test_the_temporary_file_keeps_its_extension_and_its_missing_directory_is_mad
 def test_a_missing_package_names_the_extra_in_one_line():
     with pytest.raises(ImportError, match=r"^the video needs nothing_here.*'planet-worldmodel\[train\]' .*$"):
         require("nothing_here.part", purpose="the video")
+
+
+def test_ctrl_c_while_a_module_is_imported_comes_once_it_is_there(tmp_path, monkeypatch):
+    (tmp_path / "pressed_within.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nfor _ in range(1000): pass\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        require("pressed_within", purpose="the test")
+    assert sys.modules.pop("pressed_within").whole
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -45,6 +45,9 @@ def test_every_file_of_a_run_lies_in_its_directory(tmp_path):
 def test_an_existing_run_is_refused_and_left_as_it_is(tmp_path):
     run = RunDirectory.create(tmp_path / "run", {"seed": 1})
     before = run.settings_path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"it has no checkpoint to go on from, so remove it.*--name or --out$"):
+        RunDirectory.create(run.path, {"seed": 2})
+    run.checkpoint_path.touch()
     with pytest.raises(FileExistsError, match=r"run already exists.*--resume.*--name or --out$"):
         RunDirectory.create(tmp_path / "run", {"seed": 2})
     assert run.settings_path.read_bytes() == before

@@ -30,6 +30,8 @@ def test_every_preset_passes(name):
         ("kl_scale", math.inf, "kl_scale must be a finite number of at least 0, got inf"),
         ("learning_rate", 0.0, "learning_rate must be greater than 0, got 0.0"),
         ("grad_clip", math.nan, "grad_clip must be greater than 0, got nan"),
+        ("adam_eps", 0.0, "adam_eps must be at least 1e-30, got 0.0"),
+        ("adam_eps", -1.0, "adam_eps must be a finite number of at least 0, got -1.0"),
         ("num_layers", 0, "num_layers must be a whole number of at least 1, got 0"),
         ("overshooting_chunk", -1, "overshooting_chunk must be a whole number of at least 0, got -1"),
         ("warmup_updates", 0.5, "warmup_updates must be a whole number of at least 0, got 0.5"),

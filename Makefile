@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help train test env lint types docs tests clean
+.PHONY: help train test env lint types docs tests torture fuzz soak matrix audit clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   train PlaNet on cartpole-balance from pixels (ARGS='--env dmc:walker-walk' passes flags)"
 	@echo "make test    lint, types, docs and tests"
 	@echo "make env     only the environment, in $(VENV)"
+	@echo "make torture kill a training run at 50 random moments, and hold its end against one that was left alone"
+	@echo "make fuzz    more than 100,000 wrong arguments and broken files"
+	@echo "make soak    1,000,000 steps of collection and sampling: memory, files, speed; then workers that are killed"
+	@echo "make matrix  the tests with the oldest and the newest versions of what is needed"
+	@echo "make audit   known weaknesses of what is installed"
 	@echo "make clean   remove the environment and what the tools left behind"
 
 train: $(INSTALLED)
@@ -41,6 +46,25 @@ docs: $(INSTALLED)
 
 tests: $(INSTALLED)
 	$(BIN)/pytest
+
+torture: $(INSTALLED)
+	$(BIN)/python tests/reliability/torture.py $(ARGS)
+
+fuzz: $(INSTALLED)
+	PLANET_LIB_FUZZ_CASES=$${PLANET_LIB_FUZZ_CASES:-1000} $(BIN)/pytest tests/fuzz $(ARGS)
+
+soak: $(INSTALLED)
+	$(BIN)/python tests/reliability/soak.py $(ARGS)
+
+matrix: $(INSTALLED)
+	$(BIN)/python tests/reliability/matrix.py --write $(ARGS)
+
+# In an environment of its own: pip-audit is not what is audited.
+audit: $(INSTALLED)
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet -r requirements/audit.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > $(VENV)/audit/frozen.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/frozen.txt
 
 clean:
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

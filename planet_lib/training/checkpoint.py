@@ -90,6 +90,9 @@ def load_checkpoint(path: str | os.PathLike[str], *, required: Iterable[str] = (
         raise FileNotFoundError(f"checkpoint {source} does not exist: {remedy}")
     try:
         with zipfile.ZipFile(source) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > source.stat().st_size:  # torch.save packs nothing: a small file must not fill the memory
+                raise ValueError(f"{size} bytes packed into {source.stat().st_size}")
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"checksum of {damaged} differs")

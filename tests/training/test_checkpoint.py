@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -268,3 +269,14 @@ def test_whatever_is_damaged_a_checkpoint_is_equal_or_refused_in_one_line(path):
             torch.testing.assert_close(loaded["model"], dict(state["model"]), rtol=0.0, atol=0.0)
     assert len(messages) > 75
     assert not any("\n" in message for message in messages)
+
+
+def test_a_small_file_that_would_unfold_to_a_large_one_is_refused(path, tmp_path):
+    save_checkpoint(path, {"weights": torch.zeros(1_000_000)})
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in archive.infolist():
+            target.writestr(member.filename, archive.read(member))
+    assert packed.stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"packed.pt is damaged or unreadable \(got 4[0-9]{6} bytes packed into"):
+        load_checkpoint(packed)

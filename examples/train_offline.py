@@ -97,6 +97,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     state = training.RunState(model=model, optimizer=optimizer, replay=replay, skipped_updates=skip)
     if saved:
         state.restore(saved)
+        optimizer.param_groups[0]["eps"] = preset.adam_eps  # what a flag may have changed
     kept = saved["metrics_rows"] if saved else None
     metrics = training.MetricsWriter(run.path, COLUMNS, step_column="updates", resume_at=kept)
     began = time.monotonic() - done["seconds"]

@@ -135,6 +135,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         replay.clear()  # a mapped one: the episodes' files are the record, and it is a copy of them
         replay.extend(load_episodes(run.episodes, count=done["episodes"]))
         state.restore(saved)
+        optimizer.param_groups[0]["eps"] = preset.adam_eps  # what a flag may have changed
     group = "task" if len(tasks) > 1 else None
     metrics = training.MetricsWriter(run.path, COLUMNS, resume_at=(saved or {}).get("metrics_rows"), group_column=group)
     began = time.monotonic() - done["seconds"]

@@ -33,8 +33,11 @@ def shown(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Tell whether a value is a real number, of Python or NumPy, be it infinite or NaN; True and False are none."""
-    return not isinstance(value, bool) and isinstance(value, Real)
+    """Tell whether a value is a real number, of Python or NumPy, be it infinite or NaN; True and False are none.
+
+    A size that torch traces without knowing it, for `torch.export` say, is one.
+    """
+    return not isinstance(value, bool) and isinstance(value, Real | torch.SymInt)
 
 
 def is_finite(value: object) -> bool:
@@ -48,7 +51,12 @@ def is_finite(value: object) -> bool:
 
 
 def is_whole(value: object, least: int = 1, most: int = MOST) -> bool:
-    """Tell whether a value is a whole number from `least` to `most`, of Python or NumPy; True and False are none."""
+    """Tell whether a value is a whole number from `least` to `most`, of Python or NumPy; True and False are none.
+
+    A size that torch traces without knowing it is taken as one: to compare it would fix it.
+    """
+    if isinstance(value, torch.SymInt):
+        return True
     return not isinstance(value, bool) and isinstance(value, Integral) and least <= int(value) <= most
 
 
@@ -157,8 +165,13 @@ def check_dtype(name: str, value: Tensor, dtype: torch.dtype, *, because: str) -
         TypeError: images must be torch.float32 (the encoder's weights), got torch.float64; convert it with .to(...)
     """
     check_dense(name, value, f" of {dtype}")
-    if value.dtype != dtype and not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+    if value.dtype != dtype and not (value.is_floating_point() and _is_cast(value)):
         raise TypeError(f"{name} must be {dtype} ({because}), got {value.dtype}; convert it with .to(...)")
+
+
+def _is_cast(value: Tensor) -> bool:
+    """Whether autocast converts the tensor by itself; about the meta device torch answers with an error."""
+    return not value.is_meta and torch.is_autocast_enabled(value.device.type)
 
 
 def check_floating(name: str, value: Tensor) -> None:

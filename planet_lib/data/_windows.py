@@ -173,6 +173,8 @@ class Sampler:
             if not isinstance(state, Mapping):
                 raise TypeError("no mapping")
             fresh.state = state["generator"]
+            if fresh.state != state["generator"]:
+                raise ValueError("numbers that NumPy rounds")
         except Exception as error:  # whatever NumPy raises on anything
             raise ValueError(f"state must be what SequenceReplay.state_dict() returned, got {shown(state)}") from error
         self.generator = np.random.Generator(fresh)

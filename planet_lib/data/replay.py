@@ -98,7 +98,7 @@ class SequenceReplay:
     ) -> None:
         check_count(action_dim=action_dim, num_envs=num_envs)
         check_whole("seed", seed, least=0, most=2**10_000)
-        if directory not in (None, ""):  # the store has words of its own for an empty one
+        if directory is not None and not (isinstance(directory, str) and not directory):  # the store has words for that
             directory = check_path("directory", directory)
         action_dim, num_envs = int(action_dim), int(num_envs)  # NumPy's integers have limits of their own
         self._obs_shape = checked_shapes(obs_shape, obs_dtype)
@@ -330,9 +330,9 @@ class SequenceReplay:
         check_count(batch_size=batch_size, length=length)
         check_choice("uniform", uniform, UNIFORM)
         check_flag(reuse=reuse, across=across)
-        if not is_whole(count, 0, 2**63 - 1) or not is_whole(prefetch, 0):
+        if not is_whole(count, 0, 2**63 - 1) or not is_whole(prefetch, 0, 10_000):
             got = f"{shown(count)} and {shown(prefetch)}"
-            raise ValueError(f"count and prefetch must be at least 0, got {got}; give whole numbers")
+            raise ValueError(f"count and prefetch must be at least 0, got {got}; whole numbers, prefetch to 10,000")
         drawing = partial(self._sampler.draw, batch_size, length, uniform=uniform, across=across)
         return self._sampler.batches(
             drawing, batch_size, length, count=int(count), ahead=min(prefetch, count), reuse=reuse, device=sent_to

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from planet_lib._errors import NonFiniteError
 from planet_lib.envs._slots import END_SECONDS, Description, LostError, call, describe
 
 _START_SECONDS = 120.0  # imports and the first GL context, of many workers on few cores
@@ -66,15 +67,18 @@ class Worker:
             self._pipe.send((self._asked, name, args, kwargs))
 
     def answer(self) -> Any:
-        """Wait for the answer to the last question; after a `LostError` the process is gone."""
+        """Wait for the answer to the last question; after a `LostError` the process is gone, else it is well."""
         try:
             if self._description is None:
                 self._start()
                 self._asked_at = time.monotonic()
-            return self._read(self._asked, self._asked_at + self._timeout)
+            value = self._read(self._asked, self._asked_at + self._timeout)
         except LostError:
             self._kill()
             raise
+        if isinstance(value, NonFiniteError):
+            raise value
+        return value
 
     def restart(self) -> None:
         """End the process, if there is one, and start another; the pipe is new, so nothing old can be read."""
@@ -166,7 +170,11 @@ def work(pipe: Connection, make: bytes) -> None:
             pipe.send((number, True, described))
             while True:
                 number, name, args, kwargs = _asked(pipe)
-                value = call(env, name, args, kwargs)
+                try:
+                    value = call(env, name, args, kwargs)
+                except NonFiniteError as error:  # an answer like any other: the worker itself is well
+                    pipe.send((number, True, error))
+                    continue
                 if name in ("reset", "step") and not _can_leave(value[-1]):
                     value = (*value[:-1], _portable(value[-1]))
                 pipe.send((number, True, value))

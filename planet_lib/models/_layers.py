@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ def sizes(**values: int) -> tuple[int, ...]:
     """
     check_positive(**values)
     check_count(**values)
-    return tuple(int(value) for value in values.values())
+    traced: Any = torch.SymInt  # of a size that torch traces without knowing it: int would fix it
+    return tuple(value if isinstance(value, traced) else int(value) for value in values.values())
 
 
 def check_meets(name: str, value: Tensor, part: nn.Module, because: str) -> None:

@@ -36,7 +36,10 @@ def sample(mean: Tensor, std: Tensor, noise: Tensor | None = None) -> Tensor:
     mean, std, *_ = _checked(mean=mean, std=std, **given)
     # As large as mean and std together, where one has an axis that the other lacks.
     drawn = torch.randn_like(mean if mean.shape == std.shape else mean + std) if noise is None else noise
-    return mean + std * drawn
+    result = mean + std * drawn
+    if noise is not None and result.shape != mean.shape and result.shape != (mean + std).shape:
+        raise ValueError(f"noise must be {list((mean + std).shape)}, as mean and std, got {list(noise.shape)}")
+    return result
 
 
 def kl_divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:

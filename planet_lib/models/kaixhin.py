@@ -66,6 +66,8 @@ def load_kaixhin_checkpoint(path: str | os.PathLike[str]) -> WorldModel:
         FileNotFoundError: [Errno 2] No such file or directory: 'models_1000.pth'
     """
     path = check_path("path", path)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe may never end
+        raise ValueError(f"path must be a file, got {path!r}, which is neither file nor directory")
     with open(path, "rb") as file:
         try:
             _check_unpacked(file)

@@ -36,8 +36,10 @@ def check_dynamics(dynamics: Dynamics) -> None:
 
 
 def check_actions(actions: Tensor) -> None:
-    """Raise unless these are floats [H, B, J, A]."""
+    """Raise unless these are floats [H, B, J, A], none of these 0."""
     check_shape("actions", actions, "H B J A")
+    if 0 in actions.shape:
+        raise ValueError(f"actions must be [H, B, J, A] with at least one of each, got {list(actions.shape)}")
     check_floating("actions", actions)
 
 

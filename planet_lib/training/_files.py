@@ -47,6 +47,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     sync_directory(target.parent)
 
 
+def check_file(path: Path) -> None:
+    """Raise a `ValueError` where something else than a file or a directory lies: a pipe or device may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} must be a file, got something that is neither file nor directory")
+
+
 def sync(path: Path) -> None:
     """Wait until the file's content is on the disk."""
     with open(path, "rb+") as file:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from planet_lib._shapes import check_mapping, check_path, names_of, shown
-from planet_lib.training._files import atomic_path
+from planet_lib.training._files import atomic_path, check_file
 
 _FORMAT = "planet_lib checkpoint"
 _VERSION = 1
@@ -88,6 +88,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, required: Iterable[str] = (
     remedy = f"copy {previous.name} over it to go on from the one before" if previous.exists() else "start a new run"
     if not source.exists():
         raise FileNotFoundError(f"checkpoint {source} does not exist: {remedy}")
+    check_file(source)
     try:
         with zipfile.ZipFile(source) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -189,7 +190,7 @@ def rng_state(**generators: torch.Generator | np.random.Generator) -> dict[str, 
         if isinstance(generator, torch.Generator):
             state[name] = generator.get_state()
         elif isinstance(generator, np.random.Generator):
-            state[name] = dict(generator.bit_generator.state)
+            state[name] = _as_numbers(generator.bit_generator.state)
         else:
             raise TypeError(f"{name} must be a torch.Generator or a numpy.random.Generator, got {shown(generator)}")
     return state
@@ -217,6 +218,13 @@ def set_rng_state(state: Mapping[str, Any], **generators: torch.Generator | np.r
         reason = " ".join(str(error).split())
         listed = ", ".join(("torch", *generators))
         raise ValueError(f"state must be what rng_state returned of {listed}, got another: {reason}") from error
+
+
+def _as_numbers(state: Any) -> Any:
+    """The state of a generator of NumPy, of whatever kind, with lists in place of arrays."""
+    if isinstance(state, Mapping):
+        return {name: _as_numbers(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 
 def _set_all(state: Mapping[str, Any], generators: Mapping[str, torch.Generator | np.random.Generator]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from planet_lib._shapes import check_flag, check_mapping, check_path, is_finite, is_whole, shown
-from planet_lib.training._files import atomic_path, require
+from planet_lib.training._files import atomic_path, check_file, require
 
 _NUMBERS = itertools.count()  # so that two writers of one second and process have different files
 
@@ -276,6 +276,7 @@ def _line(cells: Sequence[str]) -> bytes:
 
 def _read_whole_lines(path: Path) -> tuple[list[str], list[list[str]]]:
     """The header and rows of a CSV file up to its last line break; what stands behind it is torn."""
+    check_file(path)
     text = path.read_bytes().decode(errors="replace")
     try:
         lines = list(csv.reader(text.split("\n")[:-1]))

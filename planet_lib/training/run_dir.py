@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from planet_lib._shapes import check_mapping, check_path, shown
-from planet_lib.training._files import atomic_path
+from planet_lib.training._files import atomic_path, check_file
 
 try:
     import fcntl
@@ -131,6 +131,7 @@ class RunDirectory:
         if not directory.is_dir():
             raise FileNotFoundError(f"run directory {directory} does not exist: give the path of one that a run made")
         source = directory / "settings.json"
+        check_file(source)
         try:
             record = json.loads(source.read_text(encoding="utf-8"))
         except FileNotFoundError:

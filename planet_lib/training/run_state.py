@@ -36,7 +36,8 @@ class RunState:
     Saved between two episodes, the model, the optimizer, the replay's sampler, the counts of what was done and every
     random generator are all that the rest of a run depends on: episodes are played from seeds that follow from the
     counts, and the agent's filter and the planner's last plan begin anew with each. A loop that saves within an episode
-    adds `planet_lib.planning.PlanningAgent.state_dict` of the agent's state to what it saves.
+    adds `planet_lib.planning.PlanningAgent.save_state` of the agent's state to what it saves. The global generators of
+    Python and NumPy, which planet_lib never draws from, are not saved: where you draw from them, make generators.
 
     Args:
         **parts: by the names that they have in the checkpoint: anything with `state_dict` and `load_state_dict`, and

@@ -159,6 +159,7 @@ def update(
         raise TypeError(f"objective must be an Objective or None, got {shown(given)}")
     like = checked_weight(model, optimizer, batch)
     batch, obs = _to(batch, like)
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means, say; ours have none
     with torch.autocast(like.device.type, dtype=autocast, enabled=autocast is not None):
         losses, overshooting = _losses(model, batch, obs, objective)
     optimizer.zero_grad(set_to_none=True)
@@ -174,6 +175,9 @@ def update(
         bad = bad or [f"the gradient of {name}" for name in _non_finite_gradients(model)]
         bad = bad or ["the sum of the gradient's squares, which are too large"]
         bad += _non_finite_rows(batch)
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
         optimizer.zero_grad(set_to_none=True)
         model.zero_grad(set_to_none=True)
         raise NonFiniteError(

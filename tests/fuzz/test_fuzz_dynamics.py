@@ -85,7 +85,7 @@ def check_latent(given, dynamics) -> None:
 
 def check_rollout(given, returns) -> None:
     """Returns follow the actions alone, candidate by candidate, and what is not finite stays in its own."""
-    assert returns.shape == (B, J)
+    assert returns.shape == given["actions"].shape[1:3]
     actions, rows = given["actions"].detach(), torch.ones(B, dtype=torch.bool)
     for field in given["state"]:
         rows = rows & field.isfinite().reshape(B, -1).all(1)
@@ -196,8 +196,9 @@ ENTRIES = [
         "planning.StepDynamics.rollout",
         STEPS.rollout,
         lambda: {"state": drawn(B, 3), "actions": drawn(H, B, J, A), "noise": drawn(H, B, J, S)},
-        lambda given, returns: same(returns, given["actions"].sum((0, -1))),
+        lambda given, returns: same(returns.float(), given["actions"].float().sum((0, -1))),
         also={"state": [{"a": drawn(B, 3), "b": torch.ones(1)}, [drawn(B), math.nan]]},
+        known_as={"actions": ("goes_on",)},  # which is made for so many
     ),
     Entry(
         "planning.StepDynamics.draw_noise",

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor
 
-from planet_lib import Cell, RNNCell, RSSMCell, SSMCell, State
+from planet_lib import Cell, RNNCell, RSSMCell, SSMCell, State, imagine, observe
 from planet_lib.models import gaussian
 from planet_lib.models.cells._parts import GRU
 from planet_lib.models.rollout import map_state
@@ -409,3 +410,37 @@ def test_the_state_of_the_rnn_drawn_again_is_that_state() -> None:
     state = draw_state(cell, 4)
     assert cell.redraw(state) is state
     assert cell.redraw(state, draw(4, S)) is state
+
+
+@pytest.mark.parametrize("change", ["weight_norm", "spectral_norm", "prune"])
+@pytest.mark.parametrize("kind", [RSSMCell, SSMCell, RNNCell])
+def test_a_cell_whose_layers_are_parametrised_filters_as_before(kind, change):
+    cell = kind(action_dim=2, embed_dim=4, deter_dim=6, stoch_dim=3, hidden_dim=5) if kind is not SSMCell else None
+    cell = kind(action_dim=2, embed_dim=4, stoch_dim=3, hidden_dim=5) if cell is None else cell
+    wrap = {
+        "weight_norm": torch.nn.utils.parametrizations.weight_norm,
+        "spectral_norm": torch.nn.utils.parametrizations.spectral_norm,
+        "prune": lambda layer: torch.nn.utils.prune.identity(layer, "weight"),
+    }[change]
+    for layer in [each for each in cell.modules() if isinstance(each, torch.nn.Linear)]:
+        wrap(layer)
+    embed, action = torch.ones(4, 2, 4), torch.ones(4, 2, 2)
+    prior, posterior = observe(cell, embed, action, torch.zeros(4, 2, dtype=torch.bool))
+    assert all(bool(torch.isfinite(field).all()) for field in (*prior, *posterior))
+    with pytest.raises(TypeError, match=r"must be torch.float32"):
+        cell.prior(cell.initial(2), action[0].double())
+
+
+def test_a_batch_of_unknown_size_can_be_exported():
+    class Dream(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = RNNCell(action_dim=1, embed_dim=2, deter_dim=4, hidden_dim=3)
+
+        def forward(self, action):
+            return imagine(self.cell, self.cell.initial(action.shape[1]), action).deter
+
+    module, action = Dream(), torch.ones(4, 3, 1)
+    exported = torch.export.export(module, (action,), dynamic_shapes=({1: torch.export.Dim("B")},), strict=False)
+    wider = torch.ones(4, 7, 1)
+    torch.testing.assert_close(exported.module()(wider), module(wider))

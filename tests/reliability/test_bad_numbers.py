@@ -1,16 +1,20 @@
 """Numbers that go bad in a whole training run, put in where they arise: named, left out, counted, and gone on from."""
 
+import contextlib
 import csv
 import importlib.util
 import math
 import pkgutil
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from planet_lib.training import load_checkpoint
+from planet_lib.data import random_policy, run_episodes
+from planet_lib.envs import make_vector_env
+from planet_lib.training import SkipNonFinite, load_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTINGS = {
@@ -181,3 +185,39 @@ def test_too_many_in_a_row_end_the_run_with_its_last_checkpoint_from_which_it_go
     ends = [load_checkpoint(path / "checkpoint.pt") for path in (run, whole)]
     torch.testing.assert_close(ends[0]["model"], ends[1]["model"], rtol=0.0, atol=0.0)
     assert ends[0]["skipped_updates"] == ends[1]["skipped_updates"] == {"count": 0, "in_a_row": 0}
+
+
+class Slippery(gymnasium.Env):
+    """An environment whose reward is no number in the third step of the episodes of odd seeds, the first time."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        self.seen = set()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.steps = seed, 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        is_bad = self.steps == 3 and self.seed % 2 and self.seed not in self.seen
+        if is_bad:
+            self.seen.add(self.seed)
+        return np.zeros(2, np.float32), math.nan if is_bad else 1.0, False, self.steps == 6, {}
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_a_bad_number_of_an_environment_in_a_worker_is_left_out_like_any_other(workers):
+    lines = []
+    skip = SkipNonFinite(limit=5, say=lines.append)
+    with contextlib.closing(make_vector_env(Slippery, 2, workers=workers, obs="state")) as envs:
+        found = None
+        while found is None:
+            with skip.leaving_out("an attempt"):
+                found = run_episodes(envs, random_policy(1, np.random.default_rng(0)), seeds=[0, 1, 2])
+    assert [float(episode.reward.sum()) for episode in found] == [6.0, 6.0, 6.0]
+    assert skip.count == 1  # the worker is well, and has not been replaced: it remembers
+    assert "reward must be finite, got nan" in lines[0]

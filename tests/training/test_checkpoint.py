@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from planet_lib.training import checkpoint
+from planet_lib.models import load_kaixhin_checkpoint
+from planet_lib.training import RunDirectory, checkpoint, read_metrics
 from planet_lib.training.checkpoint import (
     check_compatible,
     load_checkpoint,
@@ -280,3 +281,32 @@ def test_a_small_file_that_would_unfold_to_a_large_one_is_refused(path, tmp_path
     assert packed.stat().st_size < 20_000
     with pytest.raises(ValueError, match=r"packed.pt is damaged or unreadable \(got 4[0-9]{6} bytes packed into"):
         load_checkpoint(packed)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_checkpoint,
+        read_metrics,
+        lambda pipe: RunDirectory.open(pipe.parent),
+        load_kaixhin_checkpoint,
+    ],
+    ids=["checkpoint", "metrics", "run", "kaixhin"],
+)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, load):
+    pipe = tmp_path / "settings.json"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="neither file nor directory"):
+        load(pipe)
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
+def test_generators_of_every_kind_of_numpy_go_on(path, kind):
+    generator = np.random.Generator(kind(3))
+    generator.random(5)
+    save_checkpoint(path, rng_state(own=generator))
+    expected = generator.random(7)
+    other = np.random.Generator(kind(4))
+    set_rng_state(load_checkpoint(path), own=other)
+    np.testing.assert_array_equal(other.random(7), expected)

@@ -406,3 +406,32 @@ def test_autocast_to_another_type_is_refused():
     model = make_model()
     with pytest.raises(ValueError, match=r"autocast must be torch.bfloat16 or None, got torch.int8"):
         update(model, torch.optim.SGD(model.parameters(), lr=1e-3), make_batch(), autocast=torch.int8)
+
+
+class Normalised(nn.Module):
+    """An encoder with running means, which change in the forward pass."""
+
+    embed_dim = 8
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(5), nn.Linear(5, 8)
+
+    def forward(self, obs):
+        return self.layer(self.norm(obs.flatten(0, 1))).unflatten(0, obs.shape[:2])
+
+
+def test_an_update_that_is_refused_leaves_running_means_as_they_were():
+    batch = make_batch()
+    width = batch.obs.shape[-1]
+    encoder = Normalised()
+    encoder.norm, encoder.layer = nn.BatchNorm1d(width), nn.Linear(width, 8)
+    cell = RSSMCell(action_dim=batch.action.shape[-1], embed_dim=8)
+    model = WorldModel(encoder, cell, Decoder(cell.feature_dim, (width,)), RewardHead(cell.feature_dim))
+    update(model, torch.optim.Adam(model.parameters()), batch)
+    before = copy.deepcopy(dict(model.named_buffers()))
+    obs = batch.obs.clone()
+    obs[0, 0, 0] = float("nan")
+    refused(model, batch._replace(obs=obs), Objective(), r"batch.obs at step 0 of window 0")
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0.0, atol=0.0)
+    assert float(before["encoder.norm.running_mean"].abs().sum()) > 0

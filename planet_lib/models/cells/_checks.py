@@ -3,6 +3,7 @@
 It is asked at every step of a rollout, so what is right takes a few comparisons, and words are made for the rest alone.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,10 @@ class Sized(Protocol):
     deter_dim: int
     stoch_dim: int
     _modules: Any
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All weights."""
+        ...
 
 
 def check_state(cell: Sized, name: str, state: State, *fields: str, like: Tensor | None = None) -> torch.Size:
@@ -104,8 +109,10 @@ def check_scan(cell: Sized, state: State, is_first: Tensor, **values: Tensor | N
 
 def _weight(cell: Sized) -> Tensor:
     """The weights that stand for all; as `cell.posterior_head.out.weight`, without asking for each name in turn."""
-    weight: Tensor = cell._modules["posterior_head"]._modules["out"]._parameters["weight"]
-    return weight
+    out = cell._modules["posterior_head"]._modules.get("out")
+    weight: Tensor | None = None if out is None else out._parameters.get("weight")
+    # A layer that somebody changed, by a parametrization say, may have none of that name.
+    return next(cell.parameters()) if weight is None else weight
 
 
 def _fits(value: object, shape: tuple[int, ...], like: Tensor) -> bool:

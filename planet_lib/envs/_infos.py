@@ -61,7 +61,9 @@ def _layout(values: list[Any]) -> tuple[tuple[int, ...], Any] | None:
     """Return the shape and the dtype that all values share, or None."""
     if all(isinstance(value, bool | np.bool_) for value in values):
         return (), np.bool_
-    if all(type(value) in (int, float) or isinstance(value, np.number) for value in values):
+    # NumPy has durations among its numbers, which mix with no others.
+    numbers = [value for value in values if not isinstance(value, np.timedelta64)]
+    if len(numbers) == len(values) and all(type(one) in (int, float) or isinstance(one, np.number) for one in numbers):
         return (), np.result_type(*(type(value) for value in values))
     if all(isinstance(value, np.ndarray) for value in values):
         kinds = {(value.shape, value.dtype) for value in values}

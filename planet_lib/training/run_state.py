@@ -118,6 +118,7 @@ class RunState:
             for name, part in self._parts.items():
                 changed.append(name)
                 part.load_state_dict(saved[name])
+                _check_moments(part)
             changed.append(_RNG)
             set_rng_state(saved[_RNG], **self._generators)
         except Exception as error:  # each part has its own way to say that a state is not for it
@@ -126,6 +127,16 @@ class RunState:
                     self._parts[name].load_state_dict(before[name])
             reason = " ".join(str(error).split())
             raise ValueError(f"saved[{changed[-1]!r}] must fit this run, got another's: {reason}") from error
+
+
+def _check_moments(part: object) -> None:
+    """Raise where an optimizer has taken moments of other weights, which torch finds out in the next step at best."""
+    if isinstance(part, torch.optim.Optimizer):
+        for weight, moments in part.state.items():
+            for name in ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg"):
+                moment = moments.get(name)
+                if isinstance(moment, torch.Tensor) and moment.shape != weight.shape:
+                    raise ValueError(f"{name} {list(moment.shape)} for a weight {list(weight.shape)}")
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,3 +80,11 @@ def test_a_number_in_another_row_is_not_rounded_and_a_dictionary_may_meet_none()
     assert infos["r"].tolist() == [0.0, 0.5]
     assert infos["d"].tolist() == [{"a": 1}, None]
     assert infos["_d"].tolist() == [True, True]
+
+
+def test_durations_are_objects_beside_numbers_and_among_themselves():
+    values = {0: {"took": np.timedelta64(3, "s")}, 1: {"took": 2.5}}
+    found = batch_infos(values, 2)["took"]
+    assert found.dtype == object
+    assert found.tolist()[1] == 2.5
+    assert batch_infos({0: {"took": np.timedelta64(3, "s")}}, 2)["took"][0] == np.timedelta64(3, "s")

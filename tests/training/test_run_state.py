@@ -235,3 +235,17 @@ def test_the_switch_for_deterministic_operations_leaves_an_updates_numbers_as_th
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(norms[0], norms[1], rtol=0.0, atol=0.0)
+
+
+def test_moments_of_other_weights_are_refused_and_the_optimizer_stays_as_it_was(tmp_path):
+    others = make_parts(width=4)
+    go_on(others)
+    RunState(optimizer=others["optimizer"]).save(tmp_path / "checkpoint.pt")
+    parts = make_parts()
+    go_on(parts)
+    before = copy.deepcopy(parts["optimizer"].state_dict())
+    with pytest.raises(
+        ValueError, match=r"^saved\['optimizer'\] must fit this run.*exp_avg \[4, 2\] for a weight \[3, 2\]"
+    ):
+        RunState(optimizer=parts["optimizer"]).restore(load_checkpoint(tmp_path / "checkpoint.pt"))
+    torch.testing.assert_close(parts["optimizer"].state_dict(), before, rtol=0.0, atol=0.0)

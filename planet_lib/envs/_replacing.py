@@ -51,7 +51,8 @@ class ReplacingSlots:
                 try:
                     outcome.results[row] = self._slots[row].answer()
                 except LostError as error:
-                    outcome.failures[row] = str(error)
+                    gone = " (what `call` had set in the old one is gone)" if self._called[row] else ""
+                    outcome.failures[row] = f"{error}{gone}"
                     self._replace(row, outcome.failures[row])
                     self._slots[row].ask("reset", seed=seeds[row], options=options)
             if self._remembers:

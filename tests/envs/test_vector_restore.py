@@ -221,3 +221,14 @@ def test_a_checksum_tells_every_part_apart_but_infos():
     assert len({checksum(other) for other in others}) == len(others)
     transposed = np.arange(6, dtype=np.uint8).reshape(2, 3).T
     assert checksum((transposed, {})) == checksum((transposed.copy(), {}))
+
+
+def test_a_worker_that_is_lost_in_its_reset_takes_with_it_what_a_call_had_set_and_the_warning_says_so():
+    slots = [Frail(), Frail()]
+    envs = StandardVectorEnv(slots)
+    envs.call("set_wind", 0.5)
+    slots[0].fails = (0, "it was killed")
+    gone = r"^environment 0 has a new worker: it was killed \(what `call` had set in the old one is gone\)$"
+    with pytest.warns(RuntimeWarning, match=gone):
+        envs.reset(seed=1)
+    assert envs.call("wind") == (0.0, 0.5)

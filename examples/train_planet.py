@@ -119,7 +119,8 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     most: dict[str, Any] = {"max_bytes": math.ceil(args.replay_gb * 1e9) or None, "directory": args.replay_dir or None}
     sizes: dict[str, Any] = {"obs_shape": obs_shape, "action_dim": action_dim, **most}
     replay = opened.enter_context(pl.SequenceReplay(preset.replay_capacity, **sizes, seed=args.seed))
-    if replay.num_steps and (saved is None or saved["settings"]["replay_dir"] != args.replay_dir):
+    own = [saved["settings"]["replay_dir"], RunDirectory.open(args.resume).settings.get("replay_dir")] if saved else []
+    if replay.num_steps and args.replay_dir not in own:
         raise ValueError(f"--replay-dir must be empty or this run's, {args.replay_dir} holds {replay.num_steps} rows")
 
     run = RunDirectory.create(Path(args.out) / args.name, settings) if saved is None else RunDirectory.open(args.resume)

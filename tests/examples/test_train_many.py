@@ -270,6 +270,8 @@ def test_replay_in_mapped_files_and_in_memory_give_the_same_run_and_both_go_on(t
     assert_same_weights(mapped, whole)
     with pytest.raises(SystemExit, match=r"--replay-dir must be empty or this run's, .*rows holds 44 rows"):
         train(tmp_path, "--replay-dir", str(tmp_path / "rows"), name="third")
+    train_planet.main(["--resume", str(mapped), "--replay-dir", str(tmp_path / "other")])
+    train_planet.main(["--resume", str(mapped)])  # with its first directory again, whose rows are its own
     assert not (tmp_path / "third").exists()
 
 

@@ -13,7 +13,6 @@ in training:
 import argparse
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from planet_lib.training import (
     check_renderer,
     check_settings,
     choose_device,
+    ending_in_one_line,
     load_checkpoint,
     reconstruct,
     reconstruction_video,
@@ -72,12 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--video", action="store_true", help="write a video of the first episode (pixels only)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings: {', '.join(PLANNING)}")
     args = parser.parse_args(arguments)
-    try:
+    with ending_in_one_line("evaluate.py"):
         evaluate(args)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        sys.exit(f"evaluate.py: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("evaluate.py: stopped")
 
 
 def evaluate(args: argparse.Namespace) -> None:

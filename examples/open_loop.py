@@ -10,7 +10,6 @@ open-loop.png, with a strip and a video for each run: truth, model, difference.
 
 import argparse
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from planet_lib.training import (
     RunDirectory,
     check_extras,
     choose_device,
+    ending_in_one_line,
     load_checkpoint,
     open_loop,
     open_loop_curve,
@@ -64,12 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--out", metavar="DIR", help="by default the folder open-loop beside the first run")
     args = parser.parse_args(arguments)
-    try:
+    with ending_in_one_line("open_loop.py"):
         judge(args)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        sys.exit(f"open_loop.py: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("open_loop.py: stopped")
 
 
 def judge(args: argparse.Namespace) -> None:

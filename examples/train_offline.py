@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +45,8 @@ COLLECTING = ("num_episodes", "seed_episodes", "updates_per_episode", "eval_ever
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the data, ends with one line."""
-    try:
-        with contextlib.ExitStack() as opened:
-            train(parse(arguments), opened)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        sys.exit(f"train_offline.py: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("train_offline.py: stopped")
+    with training.ending_in_one_line("train_offline.py"), contextlib.ExitStack() as opened:
+        train(parse(arguments), opened)
 
 
 def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
@@ -118,10 +112,9 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
                     rows.append(training.update(model, optimizer, batch, objective, **limits).metrics())
                     bar.update(1, loss=float(rows[-1]["loss_total"]), kl=float(rows[-1]["kl"]))
         progress.advance(done["updates"] - first)
-        speed = (done["updates"] - first) / (time.monotonic() - start)
         rows = rows or [dict.fromkeys(("loss_obs", "loss_reward", "kl", "grad_norm"), torch.tensor(torch.nan))]
         means = {name: torch.stack([row[name] for row in rows]).mean().item() for name in rows[0]}
-        return {**means, "updates_per_second": speed, "skipped_updates": skip.count}
+        return {**means, "updates_per_second": (done["updates"] - first) / (time.monotonic() - start)}
 
     def judge() -> dict[str, Any]:
         """Measure how wrong the episodes kept aside are imagined, and draw the longest."""
@@ -143,7 +136,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         while done["updates"] < args.updates:
             row = fit(min(args.updates, (done["updates"] // args.report_every + 1) * args.report_every))
             with torch.random.fork_rng():  # training goes on as if nobody had looked
-                row |= judge()
+                row |= judge() | {"skipped_updates": skip.count}
             done["seconds"] = time.monotonic() - began
             metrics.write({"updates": done["updates"], **row, "seconds_total": done["seconds"]})
             save()
@@ -253,8 +246,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python ends says nothing either
+    training.run_program(main)

@@ -64,14 +64,8 @@ EVAL_SEED = 1_000_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the data, ends with one line."""
-    try:
-        args = parse(arguments)
-        with contextlib.ExitStack() as opened:
-            train(args, opened)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
-        sys.exit(f"train_planet.py: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:  # before the run began, or a second one while it ended
-        sys.exit("train_planet.py: stopped")
+    with training.ending_in_one_line("train_planet.py"), contextlib.ExitStack() as opened:
+        train(parse(arguments), opened)
 
 
 def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
@@ -283,14 +277,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     words = [word.partition("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
     parser.set_defaults(told=[name for name in ("renderer", "quality") if f"--{name}" in words])
     add_flags(parser, get_preset(known.preset, cell=known.cell, env=known.tasks or known.env))
-    try:
-        if known.init_from:
-            settings = RunDirectory.open(known.init_from).settings
-            parser.set_defaults(**{name: settings[name] for name in (*LOOK, *MODEL_FIELDS) if name in settings})
-        if known.resume:
-            parser.set_defaults(**RunDirectory.open(known.resume).settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"train_planet.py: {error}")
+    if known.init_from:
+        settings = RunDirectory.open(known.init_from).settings
+        parser.set_defaults(**{name: settings[name] for name in (*LOOK, *MODEL_FIELDS) if name in settings})
+    if known.resume:
+        parser.set_defaults(**RunDirectory.open(known.resume).settings)
     args = parser.parse_args(arguments)
     task = str(args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
     args.name = args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}"
@@ -298,8 +289,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python ends says nothing either
+    training.run_program(main)

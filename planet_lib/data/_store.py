@@ -123,7 +123,10 @@ class DirectoryStore:
         except OSError:  # a disk that fails, not the file's content
             raise
         except Exception as error:  # whatever reading anything as JSON, and as this one, raises
-            raise ValueError(f"{path} is not the index of a replay ({error}); take another directory") from error
+            raise ValueError(
+                f"{path} is not the index of a replay ({error}); remove the directory where its episodes are kept "
+                "elsewhere too, else take another one"
+            ) from error
         if found != self._facts:
             held = f"{found!r:.2000}"  # it may say anything, at any length
             raise ValueError(

@@ -39,12 +39,15 @@ class ReplacingSlots:
         self._remembers = not isinstance(self._slots[0], InProcess)  # those are never lost
         self._failures = [0] * len(self._slots)
         self._histories: dict[int, History] = {}
+        self._survived = [False] * len(self._slots)  # whether a row has taken steps that nobody lost since its reset
         self._called = [False] * len(self._slots)  # since it was made: it may no longer be as its constructor makes it
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None) -> Outcome:
-        """Reset some rows; a new worker is asked again."""
+        """Reset some rows; a new worker is asked again. An episode that this cuts short counts as a finished one."""
         outcome = Outcome(results={}, failures={}, lost={})
         for row in rows:
+            if self._survived[row]:
+                self._failures[row], self._survived[row] = 0, False
             self._slots[row].ask("reset", seed=seeds[row], options=options)
         for row in rows:
             while row not in outcome.results:
@@ -78,7 +81,10 @@ class ReplacingSlots:
                 outcome.results[row] = self._taken_up(row, actions[row])
             except DifferentError as error:
                 outcome.lost[row] = str(error)
+        for row in outcome.lost:
+            self._survived[row] = False
         for row, (_, _, terminated, truncated, _) in outcome.results.items():
+            self._survived[row] = True
             if self._remembers:
                 self._histories[row].add(actions[row], outcome.results[row])
             if terminated or truncated:

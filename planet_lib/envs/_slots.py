@@ -34,6 +34,10 @@ class LostError(Exception):
         self.original = original
 
 
+class RefusedError(LostError):
+    """What was asked, neither reset nor step, raised an error; the worker is well, and its environment still there."""
+
+
 class Slot(Protocol):
     """Where one environment lives."""
 

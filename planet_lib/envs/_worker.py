@@ -24,7 +24,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from planet_lib._errors import NonFiniteError
-from planet_lib.envs._slots import END_SECONDS, Description, LostError, call, describe
+from planet_lib.envs._slots import END_SECONDS, Description, LostError, RefusedError, call, describe
 
 _START_SECONDS = 120.0  # imports and the first GL context, of many workers on few cores
 _NOT_STARTED = (
@@ -67,7 +67,7 @@ class Worker:
             self._pipe.send((self._asked, name, args, kwargs))
 
     def answer(self) -> Any:
-        """Wait for the answer to the last question; after a `LostError` the process is gone, else it is well."""
+        """Wait for the answer to the last question; the process is well after it, except after a mere `LostError`."""
         try:
             if self._description is None:
                 self._start()
@@ -76,7 +76,7 @@ class Worker:
         except LostError:
             self._kill()
             raise
-        if isinstance(value, NonFiniteError):
+        if isinstance(value, NonFiniteError | RefusedError):
             raise value
         return value
 
@@ -170,14 +170,7 @@ def work(pipe: Connection, make: bytes) -> None:
             pipe.send((number, True, described))
             while True:
                 number, name, args, kwargs = _asked(pipe)
-                try:
-                    value = call(env, name, args, kwargs)
-                except NonFiniteError as error:  # an answer like any other: the worker itself is well
-                    pipe.send((number, True, error))
-                    continue
-                if name in ("reset", "step") and not _can_leave(value[-1]):
-                    value = (*value[:-1], _portable(value[-1]))
-                pipe.send((number, True, value))
+                pipe.send((number, True, _answered(env, name, args, kwargs)))
         except _HungUp:
             pass
         except BaseException as error:  # also SystemExit, which an environment has no business to raise
@@ -185,6 +178,23 @@ def work(pipe: Connection, make: bytes) -> None:
         finally:
             if env is not None:
                 env.close()
+
+
+def _answered(env: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what the environment gives, or the error where the worker is well nonetheless; else raise it."""
+    try:
+        value = call(env, name, args, kwargs)
+        if name not in ("reset", "step"):
+            ForkingPickler.dumps(value)
+        elif not _can_leave(value[-1]):
+            value = (*value[:-1], _portable(value[-1]))
+    except NonFiniteError as error:
+        return error
+    except Exception:
+        if name in ("reset", "step"):
+            raise
+        return RefusedError(traceback.format_exc().strip())
+    return value
 
 
 class _HungUp(Exception):

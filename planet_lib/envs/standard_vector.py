@@ -45,7 +45,8 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     step fails again; where the new worker gives other observations, rewards or flags than the old one; and after
     100,000 steps. The row then has infos["restarted"] and keeps the last observation that came, neither terminated nor
     truncated, and must be reset. Either way infos["restart_reason"] says what happened. A row that fails more than
-    `max_restarts` times without finishing an episode is an error: what always fails is no accident.
+    `max_restarts` times without finishing an episode is an error: what always fails is no accident. One that runs and
+    is reset has finished it, too.
 
     Shapes: observations [N, ...] of what `StandardEnv` returns, or a dictionary of such; actions [N, A]; rewards [N]
     float64; terminations, truncations, infos["restarted"] and infos["restored"] [N] bool. Arrays are new at each call.
@@ -147,7 +148,12 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         """Call a method of every environment, or read an attribute, and return what each gives.
 
         A new worker's environment is as its constructor makes it: what was set by a call is gone. So an episode is lost
-        with a worker on which this was used. Reading with `get_attr` and drawing with `render` change nothing.
+        with a worker on which this was used. Reading with `get_attr` and drawing with `render` change nothing, and the
+        episodes go on even where that raises.
+
+        Raises:
+            RuntimeError: one of them raised, or has no such attribute; the message has the worker's traceback. After
+                `call` all rows must then be reset.
         """
         return self._call(name, args, kwargs, changes=True)
 
@@ -166,7 +172,7 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, changes: bool) -> tuple[Any, ...]:
         """Ask every environment, and return what each answers; `changes`: whether it may be another one then."""
         self._check_open()
-        with self._all_or_nothing():
+        with self._all_or_nothing() if changes else contextlib.nullcontext():
             return tuple(self._replacing.call(name, args, kwargs, changes=changes))
 
     @contextlib.contextmanager

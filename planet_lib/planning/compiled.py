@@ -7,7 +7,6 @@ Source: torch.compile and torch.cuda.CUDAGraph (PyTorch documentation); ours is 
 """
 
 import copy
-import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from planet_lib.planning._checks import batch_of, check_generator
+from planet_lib.planning._memory import keep_freed_memory
 from planet_lib.planning._rewrites import compile_spelled_out
 from planet_lib.planning.planner import Planner
 from planet_lib.types import Plan
@@ -130,7 +130,7 @@ class CompiledPlanner:
 
     def _run(self, state: Any, like: Tensor, generator: torch.Generator | None, arguments: dict[str, Any]) -> Plan:
         if not like.is_cuda:
-            _keep_freed_memory()
+            keep_freed_memory()
             plan = self._fast(state, generator=generator, **arguments)
             self.mode = "compiled"
             return plan
@@ -174,16 +174,6 @@ class CompiledPlanner:
                 plan = fast(state, generator=generator, **arguments)
         source.set_state(drawn)
         return Captured(graph, inputs, plan, generator)
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next step, instead of asking for it anew page by page.
-
-    glibc gives freed memory back to the system beyond a limit that follows the largest block freed so far, up to 32 MB.
-    A plan's blocks are a few megabytes each; one that is larger raises the limit above what a plan uses.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # freed at once; its memory is never touched
 
 
 def _source(generator: torch.Generator | None, device: torch.device) -> torch.Generator:

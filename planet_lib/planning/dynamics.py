@@ -8,7 +8,7 @@ plain sum of the reward head's means. Differences: a continue head, where there 
 a discount, where one is wanted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from planet_lib._shapes import check_choice, check_device, check_dtype, check_members, check_shape, check_states
+from planet_lib.models.foresight import features_ahead, reads_many_steps
 from planet_lib.models.world_model import WorldModel
 from planet_lib.planning._checks import check_actions, check_discount, check_generator, sizes_of
+from planet_lib.planning._memory import keep_freed_memory
 
 Start = Literal["shared", "sampled"]
 Transition = Literal["drawn", "mean"]
@@ -138,17 +140,49 @@ class LatentDynamics:
         state = tree_map(lambda leaf: leaf.repeat_interleave(num_candidates, dim=0), state)
         if sampled:
             state, steps = optional.redraw(state, steps[0]), steps[1:]
-        total: Tensor = actions.new_zeros(batch_size * num_candidates)
+        total = self._foreseen(state, actions, None if mean or noise is None else noise[sampled:].flatten(1, 2))
+        if total is None:
+            total = self._stepped(state, actions, steps)
+        return total.reshape(batch_size, num_candidates)
+
+    def _stepped(self, state: Any, actions: Tensor, steps: Sequence[Tensor | None]) -> Tensor:
+        """Return what rows [N] earn, asking the cell step by step."""
+        total: Tensor = actions.new_zeros(actions.shape[1])
         weight: Tensor | float | None = None  # of a reward; None is 1, which spares a product at each step
-        for t in range(horizon):
-            state = cell.prior(state, actions[t], steps[t])
+        for t in range(len(actions)):
+            state = self.model.cell.prior(state, actions[t], steps[t])
             # At each step, since one call after the loop would have to hold H * B * J rows of features.
-            features = cell.features(state)
+            features = self.model.cell.features(state)
             reward = self._reward(state, features, actions[t])
             total = total + (reward if weight is None else weight * reward)
-            for factor in self._factors(features) if t + 1 < horizon else ():
+            for factor in self._factors(features) if t + 1 < len(actions) else ():
                 weight = factor if weight is None else weight * factor
-        return total.reshape(batch_size, num_candidates)
+        return total
+
+    def _foreseen(self, state: Any, actions: Tensor, noise: Tensor | None) -> Tensor | None:
+        """Return the same in less time, or None where cell, heads or circumstances ask for each step's own call."""
+        reward_head, continue_head = self.model.reward_head, self.model.continue_head
+        if self.objective is not None or not reads_many_steps(reward_head):
+            return None
+        if continue_head is not None and not reads_many_steps(continue_head):
+            return None
+        pieces = features_ahead(self.model.cell, state, actions, noise)
+        if pieces is None:
+            return None
+        keep_freed_memory()
+        rows = actions.shape[1]
+        total: Tensor = actions.new_zeros(rows)
+        weight: Tensor | float | None = None
+        for features in pieces:
+            flat = features.flatten(0, 1)
+            rewards = reward_head(flat).view(-1, rows)
+            factors = [each if isinstance(each, float) else each.view(-1, rows) for each in self._factors(flat)]
+            for t, reward in enumerate(rewards):
+                total = total + (reward if weight is None else weight * reward)
+                for each in factors:
+                    factor = each if isinstance(each, float) else each[t]
+                    weight = factor if weight is None else weight * factor
+        return total
 
     def _factors(self, features: Tensor) -> list[Tensor | float]:
         """Return by what the rewards of all later steps are to be multiplied."""

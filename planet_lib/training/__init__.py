@@ -17,6 +17,7 @@ from planet_lib.training.diagnostics import open_loop, reconstruct
 from planet_lib.training.foresight import OpenLoopError, open_loop_error
 from planet_lib.training.metrics import MetricsWriter, read_metrics
 from planet_lib.training.pictures import open_loop_strip, open_loop_video, reconstruction_video
+from planet_lib.training.programs import ending_in_one_line, run_program
 from planet_lib.training.progress import Progress
 from planet_lib.training.run_dir import RunDirectory
 from planet_lib.training.run_state import RunState
@@ -41,6 +42,7 @@ __all__ = [
     "check_settings",
     "choose_device",
     "draw_episode",
+    "ending_in_one_line",
     "learning_curve",
     "load_checkpoint",
     "make_deterministic",
@@ -53,6 +55,7 @@ __all__ = [
     "reconstruct",
     "reconstruction_video",
     "rng_state",
+    "run_program",
     "save_checkpoint",
     "set_rng_state",
     "transfer_weights",

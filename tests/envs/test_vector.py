@@ -33,6 +33,7 @@ class Stairs(gymnasium.Env):
 
     def __init__(self, trouble=None, folder=None):
         self.trouble, self.folder = trouble or {}, folder
+        self.unpicklable = (lambda: None,)
 
     def reset(self, *, seed=None, options=None):
         self.seed, self.t = seed, 0
@@ -292,6 +293,40 @@ def test_what_always_fails_is_raised_with_the_workers_traceback():
     assert envs.reset(seed=[4, 5])[0][:, 0].tolist() == [4, 5]  # and it can still be used
     with pytest.raises(RuntimeError, match=r"^environment 0 failed in 'nothing': Traceback [\s\S]*AttributeError"):
         envs.call("nothing")
+    envs.close()
+
+
+def test_asking_in_vain_ends_no_worker_and_reading_in_vain_no_episode(stairs):
+    stairs.reset(seed=[3, 4])
+    pids = children()
+    for ask, reason in (
+        (lambda: stairs.get_attr("nothing"), "AttributeError"),
+        (stairs.render, "NotImplementedError"),
+        (lambda: stairs.get_attr("unpicklable"), "dumps"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"^environment 0 failed in '\w+': Traceback [\s\S]*{reason}"):
+            ask()
+        assert stairs.step(np.zeros((2, 1)))[4]["restarted"].tolist() == [False, False]
+        stairs.reset(seed=[3, 4])
+    assert stairs.get_attr("seed") == (3, 4)
+    with pytest.raises(RuntimeError, match=r"^environment 0 failed in 'nothing': Traceback [\s\S]*AttributeError"):
+        stairs.call("nothing")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        stairs.step(np.zeros((2, 1)))
+    assert children() == pids
+
+
+@pytest.mark.slow
+def test_a_row_that_is_reset_while_it_runs_has_finished_its_episode(tmp_path):
+    trouble = dict.fromkeys((4, 9, 14), ("step", "kill"))
+    envs = make_vector_env(Stairs, 1, obs="state", max_restarts=1, trouble=trouble, folder=str(tmp_path))
+    for seed in trouble:
+        envs.reset(seed=seed)
+        envs.step(np.zeros((1, 1)))
+        with pytest.warns(RuntimeWarning, match="which goes on for it: its process was killed"):
+            obs, *_, info = envs.step(np.ones((1, 1)))
+        assert obs.tolist() == [[seed, 2, 1]]
+        assert info["restored"].tolist() == [True]
     envs.close()
 
 

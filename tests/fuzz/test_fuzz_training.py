@@ -18,6 +18,7 @@ from planet_lib.training import (
     check_renderer,
     check_settings,
     choose_device,
+    ending_in_one_line,
     rng_state,
     set_rng_state,
     transfer_weights,
@@ -45,6 +46,12 @@ def make_batch():
         terminated=flags.clone(),
         mask=~flags,
     )
+
+
+def end_with(program):
+    with pytest.raises(SystemExit) as ended, ending_in_one_line(program):
+        raise ValueError("a\n  mistake")
+    return ended.value.code
 
 
 def make_update():
@@ -253,11 +260,18 @@ ENTRIES = [
         state=lambda given: (given["skip"].count, given["skip"].in_a_row),
         keep=("skip",),
     ),
+    Entry(
+        "training.ending_in_one_line",
+        end_with,
+        lambda: {"program": "train.py"},
+        lambda given, answer: answer == f"{given['program']}: a mistake" or pytest.fail("another line"),
+    ),
 ]
 LEFT_OUT = {
     "training.UpdateResult": "a NamedTuple of what `update` measured, which users read",
     "training.OpenLoopError": "a NamedTuple of what `open_loop_error` measured, which users read",
     "training.make_deterministic": "takes no arguments",
+    "training.run_program": "calls what it is given, which may raise anything; see tests/training/test_programs.py",
 }
 
 

@@ -32,13 +32,14 @@ def covers(
 ) -> bool:
     """Whether layers, settings, tensors and circumstances allow `filter_fused`."""
     return (
-        _allows()
+        allows()
         and _knows_layers(path, head, noise)
         and _knows_tensors(path, head, state, embed, action, is_first, noise)
     )
 
 
-def _allows() -> bool:
+def allows() -> bool:
+    """Whether operations may stand for others now: nobody traces, transforms or counts them."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
         return False
     # Transforms of functions, forward-mode derivatives and counters of operations have to see plain operations.
@@ -58,7 +59,7 @@ def _knows_layers(path: DeterministicPath, head: Head, noise: Tensor | None) -> 
     # A layer that was replaced, parametrised or hooked has to be called.
     layers = [*path.layers, *head.layers, head.out]
     return all(type(layer) is nn.Linear for layer in layers) and not any(
-        _is_hooked(part) for part in (*layers, path.gru)
+        is_hooked(part) for part in (*layers, path.gru)
     )
 
 
@@ -80,13 +81,16 @@ def _knows_tensors(
     # What has fewer rows is repeated by the plain loop.
     if is_first.dim() != 2 or any(each.shape[:-1] != is_first.shape for each in by_step):
         return False
-    return (
-        all(field.shape[:-1] == is_first.shape[1:] for field in fields)
-        and all(
-            type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == embed.dtype and tensor.device.type == "cpu"
-            for tensor in (*fields, *by_step, *weights)
-        )
-        and embed.dtype in (torch.float32, torch.float64)
+    return all(field.shape[:-1] == is_first.shape[1:] for field in fields) and are_plain(
+        [*fields, *by_step, *weights], embed.dtype
+    )
+
+
+def are_plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether all of these are tensors of this type in memory, float32 or float64, and of no other class."""
+    return dtype in (torch.float32, torch.float64) and all(
+        type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == dtype and tensor.device.type == "cpu"
+        for tensor in tensors
     )
 
 
@@ -210,7 +214,8 @@ def _weights(path: DeterministicPath, head: Head) -> list[Tensor]:
     return [*of_path, gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh, *of_head]
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody asked to be called when the module is."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -1,6 +1,5 @@
 """The benchmark of the world model: its bookkeeping by hand, its check against a stand-in for the port, a tiny run."""
 
-import importlib.util
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -8,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loading import BENCHMARKS, load_benchmark
+from tiny_runs import flags_of
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY_SIZES = {
     "length": 6,
     "batch-size": 4,
@@ -22,7 +22,7 @@ TINY_SIZES = {
     "chunk-size": 3,
     "threads": 1,
 }
-TINY = [text for name, value in TINY_SIZES.items() for text in (f"--{name}", str(value))]
+TINY = flags_of(TINY_SIZES)
 MIB = 2**20
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 
@@ -75,13 +75,6 @@ class RewardModel(nn.Module):
 def bottle(module, inputs):
     return module(*inputs)
 """
-
-
-def load_benchmark(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 world_model = load_benchmark("world_model")

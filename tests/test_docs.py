@@ -1,7 +1,6 @@
 """The documentation: complete, true to the code, its examples run and its links lead somewhere."""
 
 import importlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from loading import ROOT, load_example
 
 import planet_lib
 from planet_lib.training import RunDirectory
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 PACKAGES = ("models", "objectives", "planning", "data", "envs", "testing", "training")
@@ -75,10 +74,7 @@ def table(text, heading):
 
 @pytest.fixture(scope="module")
 def train_planet():
-    spec = importlib.util.spec_from_file_location("train_planet", ROOT / "examples" / "train_planet.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_planet")
 
 
 def test_every_public_name_is_in_the_api_reference_exactly_once():

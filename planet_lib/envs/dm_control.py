@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from planet_lib._signals import ctrl_c_waits
 from planet_lib.envs.images import Array
 from planet_lib.envs.rendering import (
     INSTALL_GL,
@@ -152,7 +153,8 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
             return self._open_rays()
         tune(self.physics.model, image_size=self._image_size, quality=self._quality)
         try:
-            self._camera = engine.Camera(self.physics, *self._image_size, camera_id=self._camera_id)
+            with ctrl_c_waits():  # a GL context that is half made cannot be freed
+                self._camera = engine.Camera(self.physics, *self._image_size, camera_id=self._camera_id)
         except Exception as error:
             raise drawing_error(error, image_size=self._image_size) from error
         close_at_exit(self)

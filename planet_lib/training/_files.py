@@ -7,11 +7,11 @@ cut leaves the old file readable. Knows nothing about what the files hold.
 import contextlib
 import importlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+from planet_lib._signals import ctrl_c_waits
 
 
 @contextlib.contextmanager
@@ -71,23 +71,6 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Hold Ctrl-C back, not by a mask, since another thread would take it: some imports cannot be interrupted."""
-    pressed: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:  # None: not Python's to put back
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
-
-
 def require(module: str, *, purpose: str) -> ModuleType:
     """Import a module of the `train` extra, or raise an `ImportError` that says how to install it.
 
@@ -99,7 +82,7 @@ def require(module: str, *, purpose: str) -> ModuleType:
 (from a checkout: pip install -e '.[train]')
     """
     try:
-        with _ctrl_c_waits():
+        with ctrl_c_waits():
             return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]

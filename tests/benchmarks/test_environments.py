@@ -1,23 +1,19 @@
 """The benchmark of environments: its rows, goals, clock and pictures by hand, equal states, and a tiny run."""
 
-import importlib
 import json
 import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from loading import BENCHMARKS, load_benchmark
 
 from planet_lib.envs import select_backend
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(BENCHMARKS))
-    environments = importlib.import_module("environments")
+environments = load_benchmark("environments")
 
 
 class FakeSide:

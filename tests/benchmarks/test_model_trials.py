@@ -1,26 +1,21 @@
 """The benchmark of world models on the same episodes: its measures by hand, what is trained on, flags, a tiny run."""
 
-import importlib
 import json
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from loading import load_benchmark
 from torch import Tensor, nn
 
 import planet_lib as pl
 from planet_lib.data import read_episodes, run_episode, save_episode
 from planet_lib.envs import make_env
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(BENCHMARKS))
-    benchmark = importlib.import_module("model_trials")
-    parts = importlib.import_module("model_trials_episodes")
+benchmark, parts = load_benchmark("model_trials"), load_benchmark("model_trials_episodes")
 
 SMALL = "obs=state deter_dim=8 stoch_dim=3 hidden_dim=8 reward_hidden_dim=8 embed_dim=8 batch_size=2 window=6"
 ROWS = benchmark.CONTEXT + benchmark.HORIZONS[-1] + 5

@@ -11,15 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loading import BENCHMARKS, load_benchmark
 from torch import nn
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(BENCHMARKS))
-    benchmark = importlib.import_module("planner")
-    measure, peers, picture, problems = (
-        importlib.import_module(f"planners.{name}") for name in ("measure", "peers", "picture", "problem")
-    )
+benchmark = load_benchmark("planner")
+measure, peers, picture, problems = (
+    load_benchmark(f"planners.{name}") for name in ("measure", "peers", "picture", "problem")
+)
 
 MIB = 2**20
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")

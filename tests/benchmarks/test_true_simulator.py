@@ -1,20 +1,15 @@
 """The benchmark of planners on the true simulator: rows, sizes and steps by hand, tables and picture by value."""
 
 import csv
-import importlib
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from loading import load_benchmark
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(BENCHMARKS))
-    true_simulator = importlib.import_module("true_simulator")
-    episodes = importlib.import_module("true_simulator_episodes")
-    report = importlib.import_module("true_simulator_report")
+true_simulator = load_benchmark("true_simulator")
+episodes, report = load_benchmark("true_simulator_episodes"), load_benchmark("true_simulator_report")
 
 TASKS = tuple(report.PAPER)
 REPEAT, SUBSTEPS = 4, 2

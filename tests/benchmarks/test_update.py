@@ -1,6 +1,5 @@
 """The benchmark of updates: its bookkeeping by hand, its check against a stand-in for the port, a tiny run."""
 
-import importlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -8,12 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loading import load_benchmark
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(BENCHMARKS))
-    benchmark = importlib.import_module("update")
-    peers, problems = importlib.import_module("updates.peers"), importlib.import_module("updates.problem")
+benchmark = load_benchmark("update")
+peers, problems = load_benchmark("updates.peers"), load_benchmark("updates.problem")
 
 MIB = 2**20
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")

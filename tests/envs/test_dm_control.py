@@ -1,4 +1,5 @@
 import itertools
+import signal
 
 import numpy as np
 import pytest
@@ -297,3 +298,23 @@ def test_a_renderer_that_fails_says_at_once_what_to_install(gl, monkeypatch, obs
     ) as caught:
         make_env("dmc:cartpole-balance", obs=obs, renderer="gl")
     assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_waits_until_a_gl_context_is_whole(gl, make, monkeypatch):
+    from planet_lib.envs import dm_control
+
+    camera, whole = dm_control.engine.Camera, []
+
+    def pressed_within(*args, **settings):
+        signal.raise_signal(signal.SIGINT)
+        whole.append(camera(*args, **settings))
+        return whole[0]
+
+    monkeypatch.setattr(dm_control.engine, "Camera", pressed_within)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make("dmc:cartpole-balance")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(whole) == 1

@@ -1,26 +1,21 @@
 """The environment of one page: its optimum is one, and an agent comes close to it."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import ROOT, load_example
 
 pytest.importorskip("gymnasium")
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "custom_env.py"
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("custom_env", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("custom_env")
 
 
 def run(*command):

@@ -1,43 +1,20 @@
 """Trained models judged side by side: what the example writes and prints, and that mistakes cost one line."""
 
 import csv
-import importlib.util
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import load_example
+from tiny_runs import LOOP, MODEL, WINDOWS, flags_of
 
 from planet_lib.data import load_episode, save_episode
 from planet_lib.training import load_checkpoint
 from planet_lib.training.foresight import open_loop_error
 from planet_lib.training.presets import Preset, build_model
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-TINY_SETTINGS = {
-    "env": "gym:Pendulum-v1",
-    "obs": "pixels",
-    "image-size": 16,
-    "action-repeat": 20,
-    "seed-episodes": 2,
-    "num-episodes": 0,
-    "batch-size": 2,
-    "window": 5,
-    "deter-dim": 8,
-    "stoch-dim": 4,
-    "hidden-dim": 8,
-    "embed-dim": 8,
-    "depth": 4,
-}
-TINY = [text for name, value in TINY_SETTINGS.items() for text in (f"--{name}", str(value))]
-WINDOWS = ["--num-episodes", "2", "--context", "3", "--length", "10", "--samples", "2"]
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TINY = flags_of({**LOOP, "obs": "pixels", "image-size": 16, "num-episodes": 0, **WINDOWS, **MODEL})
+SEEN = ["--num-episodes", "2", "--context", "3", "--length", "10", "--samples", "2"]
 
 
 example = load_example("open_loop")
@@ -55,7 +32,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(runs):
-    example.main([str(runs / "rssm"), str(runs / "ssm"), *WINDOWS])
+    example.main([str(runs / "rssm"), str(runs / "ssm"), *SEEN])
     return runs / "open-loop"
 
 
@@ -139,7 +116,7 @@ def test_runs_that_see_other_things_are_not_compared(runs, tmp_path):
 
 def test_a_model_that_sees_pixels_and_state_is_judged_on_its_pixels(tmp_path):
     load_example("train_planet").main([*TINY, "--out", str(tmp_path), "--name", "both", "--obs", "both"])
-    example.main([str(tmp_path / "both"), *WINDOWS])
+    example.main([str(tmp_path / "both"), *SEEN])
     assert len(rows_of(tmp_path / "open-loop")) == 7
     assert (tmp_path / "open-loop" / "both.mp4").stat().st_size > 1000
 

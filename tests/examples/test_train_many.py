@@ -1,46 +1,18 @@
 """The loop with several environments, several tasks, another run's model, another renderer, and replay on the disk."""
 
 import csv
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loading import load_example
+from tiny_runs import RUN, flags_of
 
 from planet_lib.data import SequenceReplay, load_episodes
 from planet_lib.training import load_checkpoint, save_checkpoint
 
 pytest.importorskip("gymnasium")
-EXAMPLES = Path(__file__).parents[2] / "examples"
-TINY = {
-    "env": "gym:Pendulum-v1",
-    "obs": "state",
-    "action-repeat": 20,
-    "seed-episodes": 2,
-    "num-episodes": 2,
-    "updates-per-episode": 2,
-    "eval-every": 2,
-    "eval-episodes": 2,
-    "batch-size": 2,
-    "window": 5,
-    "deter-dim": 8,
-    "stoch-dim": 4,
-    "hidden-dim": 8,
-    "embed-dim": 8,
-    "depth": 4,
-    "horizon": 2,
-    "num-candidates": 6,
-    "num-elites": 2,
-    "num-iterations": 2,
-}
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TINY = {**RUN, "obs": "state"}
 
 
 train_planet = load_example("train_planet")
@@ -48,8 +20,7 @@ train_planet = load_example("train_planet")
 
 def train(out, *flags, name="run", **changes):
     settings = TINY | {key.replace("_", "-"): value for key, value in changes.items()}
-    tiny = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    train_planet.main([*tiny, "--out", str(out), "--name", name, *flags])
+    train_planet.main([*flags_of(settings), "--out", str(out), "--name", name, *flags])
     return out / name
 
 

@@ -1,17 +1,17 @@
 """A world model from recorded episodes alone: what it reads, writes and measures, and that it goes on exactly."""
 
 import csv
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loading import EXAMPLES, ROOT, load_example
+from tiny_runs import MODEL, WINDOWS, flags_of
 
 import planet_lib as pl
 from planet_lib.data import load_episodes, save_episode
@@ -19,30 +19,7 @@ from planet_lib.training import load_checkpoint, open_loop_error
 from planet_lib.training.presets import PRESETS, Preset, build_model
 from planet_lib.types import Episode
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
-TINY_SETTINGS = {
-    "updates": 4,
-    "report-every": 2,
-    "holdout": 0.25,
-    "context": 3,
-    "length": 8,
-    "batch-size": 2,
-    "window": 5,
-    "deter-dim": 8,
-    "stoch-dim": 4,
-    "hidden-dim": 8,
-    "embed-dim": 8,
-    "depth": 4,
-}
-TINY = [text for name, value in TINY_SETTINGS.items() for text in (f"--{name}", str(value))]
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TINY = flags_of({"updates": 4, "report-every": 2, "holdout": 0.25, "context": 3, "length": 8, **WINDOWS, **MODEL})
 
 
 example = load_example("train_offline")

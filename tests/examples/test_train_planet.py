@@ -3,43 +3,16 @@
 import csv
 import importlib.util
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loading import EXAMPLES, load_example
+from tiny_runs import RUN, flags_of
 
 from planet_lib.training import load_checkpoint, save_checkpoint
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-TINY_SETTINGS = {
-    "env": "gym:Pendulum-v1",
-    "action-repeat": 20,
-    "seed-episodes": 2,
-    "num-episodes": 2,
-    "updates-per-episode": 2,
-    "eval-every": 2,
-    "eval-episodes": 2,
-    "batch-size": 2,
-    "window": 5,
-    "deter-dim": 8,
-    "stoch-dim": 4,
-    "hidden-dim": 8,
-    "embed-dim": 8,
-    "depth": 4,
-    "horizon": 2,
-    "num-candidates": 6,
-    "num-elites": 2,
-    "num-iterations": 2,
-}
-TINY = [text for name, value in TINY_SETTINGS.items() for text in (f"--{name}", str(value))]
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TINY = flags_of(RUN)
 
 
 train_planet = load_example("train_planet")

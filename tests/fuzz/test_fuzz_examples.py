@@ -4,7 +4,6 @@ A run is stopped where it would begin, once everything is checked: no episode is
 """
 
 import contextlib
-import importlib.util
 import io
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import pytest
 from fuzzing import CASES, counted, hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loading import load_example
+from tiny_runs import flags_of
 
 from planet_lib import Episode, training
 from planet_lib.data import save_episode
 from planet_lib.envs import make_vector_env
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = {
     "action-repeat": 20,
     "deter-dim": 4,
@@ -34,7 +34,7 @@ TINY = {
     "window": 3,
     "replay-capacity": 99,
 }
-FLAGS = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
+FLAGS = flags_of(TINY)
 NUMBERS = [
     "0",
     "-1",
@@ -69,13 +69,6 @@ PATHS = [
     "file",
 ]
 VALUES = [*NUMBERS, *WORDS, *NAMES, *PATHS, "planner=icem", "horizon=2", "discount=nan"]
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 train_planet, train_offline, evaluate, open_loop = map(

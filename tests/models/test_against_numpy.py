@@ -1,13 +1,13 @@
 """The cells and the time loops against a second implementation in NumPy, written from the equations alone."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy_cells
 import pytest
+import random_cases as cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,15 +19,6 @@ from planet_lib.models import gaussian, step
 TESTS = Path(__file__).parents[1]
 
 
-def load(name: str) -> ModuleType:
-    """A module of tests/reference, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / "reference" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases, numpy_cells = load("random_cases"), load("numpy_cells")
 FAST = settings(max_examples=40)
 
 

@@ -3,29 +3,15 @@
 The test with a real compiler is in tests/objectives/test_compile.py, for time loops and objectives together.
 """
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import random_cases as cases
 import torch
 from torch import Tensor
 
 from planet_lib import State, imagine, observe
 
-
-def load(name: str) -> ModuleType:
-    """A module of tests/reference, which is no package."""
-    path = Path(__file__).parents[1] / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = load("random_cases")
 T, B = 3, 2
 
 

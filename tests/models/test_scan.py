@@ -1,13 +1,10 @@
 """The loop that filters in eager mode on a CPU is the plain loop: in values, in gradients, and where it gives way."""
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import random_cases as cases
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -16,17 +13,6 @@ from planet_lib import RSSMCell, State
 from planet_lib.models.cells import _passes, _scans
 from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead
 
-
-def load(name: str) -> ModuleType:
-    """A module of tests/reference, which is no package."""
-    path = Path(__file__).parents[1] / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = load("random_cases")
 T, B = 6, 3
 
 COVERED: list[tuple[str, dict[str, Any]]] = [

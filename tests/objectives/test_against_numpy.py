@@ -3,14 +3,14 @@
 Both sides start from the same weights, inputs and noise; each filters the window and computes the loss on its own.
 """
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy_cells
+import numpy_losses
 import pytest
+import random_cases as cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,17 +18,6 @@ from torch import nn
 
 from planet_lib import Losses, elbo_loss, latent_overshooting
 
-
-def load(name: str) -> ModuleType:
-    """A module of tests/reference, which is no package."""
-    path = Path(__file__).parents[1] / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases, numpy_cells, numpy_losses = (load(name) for name in ("random_cases", "numpy_cells", "numpy_losses"))
 T, B = 6, 2
 FAST = settings(max_examples=40)
 padding = st.sampled_from(["none", "tail", "holes"])

@@ -3,30 +3,16 @@
 With a real compiler (inductor) it is one test of everything, time loops included, since compiling takes its time.
 """
 
-import importlib.util
 import shutil
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import random_cases as cases
 import torch
 from torch import Tensor
 
 from planet_lib import Losses, State, elbo_loss, imagine, latent_overshooting, observe
 
-
-def load(name: str) -> ModuleType:
-    """A module of tests/reference, which is no package."""
-    path = Path(__file__).parents[1] / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = load("random_cases")
 DISTANCE = 3
 
 

@@ -1,11 +1,9 @@
 """Laws of the objectives, for every cell: what counts, what does not, and where each gradient goes and stops."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import random_cases as cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,17 +12,6 @@ from torch import Tensor
 from planet_lib import Batch, Losses, State, elbo_loss, imagine, latent_overshooting
 from planet_lib.models.rollout import map_state
 
-
-def load(name: str) -> ModuleType:
-    """A module of tests/reference, which is no package."""
-    path = Path(__file__).parents[1] / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = load("random_cases")
 FAST = settings(max_examples=20)
 T, B, D = 6, 3, 4
 Chosen = tuple[str, dict[str, Any]]

@@ -2,57 +2,38 @@
 
 import contextlib
 import csv
-import importlib.util
 import math
 import pkgutil
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from loading import load_example
+from tiny_runs import RUN, flags_of
 
 from planet_lib.data import random_policy, run_episodes
 from planet_lib.envs import make_vector_env
 from planet_lib.training import SkipNonFinite, load_checkpoint
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTINGS = {
-    "env": "gym:Pendulum-v1",
+    **RUN,
     "obs": "state",
     "action-repeat": 40,
     "seed-episodes": 1,
-    "num-episodes": 2,
     "updates-per-episode": 3,
     "eval-every": 9,
     "eval-episodes": 1,
-    "batch-size": 2,
     "window": 4,
-    "deter-dim": 8,
-    "stoch-dim": 4,
-    "hidden-dim": 8,
-    "embed-dim": 8,
-    "horizon": 2,
-    "num-candidates": 6,
-    "num-elites": 2,
-    "num-iterations": 2,
     "max-skipped": 2,
 }
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 train_planet = load_example("train_planet")
 
 
 def train(out, *flags):
-    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
-    train_planet.main([*words, "--out", str(out), "--name", "run", *flags])
+    train_planet.main([*flags_of(SETTINGS), "--out", str(out), "--name", "run", *flags])
     return out / "run"
 
 

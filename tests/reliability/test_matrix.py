@@ -1,6 +1,5 @@
 """The program behind `make matrix`: its pins, its rows and its table; no environment is made here."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -9,6 +8,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import matrix
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -23,14 +23,6 @@ REPORT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-@pytest.fixture(scope="module")
-def matrix():
-    spec = importlib.util.spec_from_file_location("matrix", ROOT / "tests" / "reliability" / "matrix.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def row():
     installed = {"torch": "2.13.0+cpu", "numpy": "2.0.0", "dm-control": "1.0.50"}
@@ -38,7 +30,7 @@ def row():
     return row | {"outcome": "passed", "passed": 5, "failed": 0, "skipped": 2, "seconds": 620, "failures": []}
 
 
-def test_oldest_pins_every_requirement_that_has_a_lower_bound_and_each_pin_is_allowed(matrix):
+def test_oldest_pins_every_requirement_that_has_a_lower_bound_and_each_pin_is_allowed():
     wanted = matrix.requirements(PROJECT, ["all", "dev"])
     pins = {requirement.name: requirement for requirement in map(Requirement, matrix.oldest_pins(wanted))}
     for requirement in wanted:
@@ -58,7 +50,7 @@ def test_hosted_ci_runs_make_test_on_exactly_the_pythons_that_the_classifiers_na
     assert [version.strip(' "') for version in tested.split(",")] == named
 
 
-def test_this_python_is_found_or_a_newer_one_of_its_minor_version_and_none_that_is_too_old(matrix):
+def test_this_python_is_found_or_a_newer_one_of_its_minor_version_and_none_that_is_too_old():
     found = matrix.pythons(">=3.11,<3.12" if sys.version_info[:2] == (3, 11) else PROJECT["requires-python"])
     versions = [subprocess.check_output([path, "-c", "import sys; print(*sys.version_info[:2])"]) for path in found]
     assert len(set(versions)) == len(versions)
@@ -66,7 +58,7 @@ def test_this_python_is_found_or_a_newer_one_of_its_minor_version_and_none_that_
     assert matrix.pythons(">=99") == []
 
 
-def test_a_report_gives_counts_and_the_first_line_of_each_failure(matrix, tmp_path):
+def test_a_report_gives_counts_and_the_first_line_of_each_failure(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(REPORT, encoding="utf-8")
     assert matrix.read_report(report) == {
@@ -78,13 +70,13 @@ def test_a_report_gives_counts_and_the_first_line_of_each_failure(matrix, tmp_pa
     }
 
 
-def test_a_row_shows_the_versions_that_were_installed_and_how_the_tests_went(matrix, row):
+def test_a_row_shows_the_versions_that_were_installed_and_how_the_tests_went(row):
     text = matrix.table([row])
     assert "| 3.11.7 | oldest | 2.13.0+cpu | 2.0.0 |  |  | 1.0.50 |  |  | 5 | 0 | 2 | 10 |" in text
     assert text.endswith("10 |\n")
 
 
-def test_whatever_could_not_be_made_or_failed_is_written_below_the_table(matrix, row):
+def test_whatever_could_not_be_made_or_failed_is_written_below_the_table(row):
     unmade = {"python": "3.13.0", "versions": "newest", "installed": {}, "outcome": "could not be made: no torch"}
     text = matrix.table([row | {"outcome": "failed", "failed": 1, "failures": ["tests.a.test: no"]}, unmade])
     assert "| 3.13.0 | newest |  |  |  |  |  |  |  |  |  |  |  |" in text
@@ -93,7 +85,7 @@ def test_whatever_could_not_be_made_or_failed_is_written_below_the_table(matrix,
 
 
 def test_a_later_row_replaces_the_one_of_the_same_python_and_versions_and_the_page_keeps_its_text(
-    matrix, row, tmp_path, capsys
+    row, tmp_path, capsys
 ):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{matrix.BEGIN}\nold\n{matrix.END}\nafter\n", encoding="utf-8")
@@ -111,7 +103,7 @@ def test_a_later_row_replaces_the_one_of_the_same_python_and_versions_and_the_pa
     assert matrix.table(rows) in capsys.readouterr().out
 
 
-def test_an_environment_that_pip_refuses_is_a_row_with_pips_reason_and_the_tests_are_not_run(matrix, row, monkeypatch):
+def test_an_environment_that_pip_refuses_is_a_row_with_pips_reason_and_the_tests_are_not_run(row, monkeypatch):
     said = "Collecting torch\nERROR: No matching distribution found for torch==2.13\n"
     calls = []
 
@@ -140,7 +132,7 @@ def test_an_environment_that_pip_refuses_is_a_row_with_pips_reason_and_the_tests
     ],
 )
 def test_the_status_is_that_of_the_tests_and_of_the_pythons_that_the_classifiers_name(
-    changes, status, matrix, row, monkeypatch
+    changes, status, row, monkeypatch
 ):
     rows = [{name: value for name, value in (row | change).items() if value is not None} for change in changes]
     monkeypatch.setattr(matrix, "arguments", lambda: SimpleNamespace(versions=["oldest"], python=rows))
@@ -155,7 +147,7 @@ def copy_of_pyproject(target):
     (target / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
 
 
-def test_a_command_that_takes_too_long_is_ended_with_what_it_started(matrix, tmp_path):
+def test_a_command_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     started = tmp_path / "child"
     command = f"sleep 60 & echo $! > {started}; wait"
     with pytest.raises(subprocess.TimeoutExpired):

@@ -1,25 +1,17 @@
 """The soak at a size that everybody can wait for, and its bounds."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soak
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 
 
-@pytest.fixture(scope="module")
-def soak():
-    spec = importlib.util.spec_from_file_location("soak", Path(__file__).with_name("soak.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
-def test_collection_with_workers_neither_grows_nor_minds_kills(soak, tmp_path, capsys):
+def test_collection_with_workers_neither_grows_nor_minds_kills(tmp_path, capsys):
     numbers = ["--steps", "2400", "--kill-steps", "800", "--kill-every", "300", "--num-envs", "2"]
     out = tmp_path / "soak.json"
     code = soak.main([*numbers, "--capacity", "5000", "--slower", "100", "--out", str(out)])
@@ -32,7 +24,7 @@ def test_collection_with_workers_neither_grows_nor_minds_kills(soak, tmp_path, c
     assert (kills["kills"], kills["warnings"], kills["episodes"], kills["episodes_that_differ"]) == (2, 2, 4, 0)
 
 
-def watched(soak, *, memory=100.0, workers=400.0, handles=9, last_ms=1.0, last_work=1.0):
+def watched(*, memory=100.0, workers=400.0, handles=9, last_ms=1.0, last_work=1.0):
     """A watch that has seen steps of 1 ms and memory as given at the end."""
     watch = soak.Watch(1000, 1)
     watch.steps = watch.calls = 1000
@@ -44,12 +36,12 @@ def watched(soak, *, memory=100.0, workers=400.0, handles=9, last_ms=1.0, last_w
     return watch.report(0.25)
 
 
-def test_what_stays_within_the_bounds_breaks_nothing(soak):
-    found = watched(soak, memory=101.9, workers=407, handles=8, last_ms=1.24)
+def test_what_stays_within_the_bounds_breaks_nothing():
+    found = watched(memory=101.9, workers=407, handles=8, last_ms=1.24)
     assert found["broken"] == []
     assert found["memory of this process"]["growth after the first tenth"] == pytest.approx(0.019)
     assert found["step, last tenth to first"] == pytest.approx(1.24)
-    assert watched(soak, last_ms=5)["broken"] == []  # other programs, since the work stayed the same
+    assert watched(last_ms=5)["broken"] == []  # other programs, since the work stayed the same
 
 
 @pytest.mark.parametrize(
@@ -61,18 +53,18 @@ def test_what_stays_within_the_bounds_breaks_nothing(soak):
         ({"last_ms": 1.5, "last_work": 1.4}, "the median step of the last tenth took 1.5 times that of the first"),
     ],
 )
-def test_each_bound_that_is_broken_is_named(soak, change, line):
-    assert watched(soak, **change)["broken"] == [line]
+def test_each_bound_that_is_broken_is_named(change, line):
+    assert watched(**change)["broken"] == [line]
 
 
-def test_a_broken_bound_ends_the_program_with_1(soak, monkeypatch, capsys, tmp_path):
+def test_a_broken_bound_ends_the_program_with_1(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(soak, "soak", lambda args: {"broken": ["memory grew"]})
     assert soak.main(["--steps", "1", "--kill-steps", "0", "--out", str(tmp_path / "soak.json")]) == 1
     assert capsys.readouterr().out.endswith("BROKEN: memory grew\n")
     assert json.loads((tmp_path / "soak.json").read_text())["broken"] == ["memory grew"]
 
 
-def test_episodes_that_kills_changed_are_counted(soak, monkeypatch):
+def test_episodes_that_kills_changed_are_counted(monkeypatch):
     class Envs:
         def close(self):
             pass

@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> None:
     check_settings({"seed": args.seed})
     device = choose_device(args.device)
     told = [name for name in ("renderer", "quality") if getattr(args, name)]
-    tasks = [args.task] if args.task else (settings["tasks"] or settings["env"]).split(",")
+    tasks = [args.task] if args.task else str(settings["tasks"] or settings["env"]).split(",")
     for task in tasks:
         env = make_vector_env(
             task,

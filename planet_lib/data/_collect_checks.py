@@ -41,7 +41,10 @@ def checked_seeds(given: Iterable[Any]) -> list[int]:
     expected = "seeds must be whole numbers of at least 0, one for each episode, in an order"
     if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         raise TypeError(f"{expected}, got {shown(given)}")
-    seeds = list(given)
+    try:
+        seeds = list(given)
+    except TypeError as error:  # arrays and tensors without an axis only look as if they could be iterated
+        raise TypeError(f"{expected}, got {shown(given)}") from error
     for place, seed in enumerate(seeds):
         if not is_whole(seed, 0, 2**10_000):  # how large one may be is for the environment to say
             raise TypeError(f"{expected}, got {shown(seed)} at {place}")

@@ -40,9 +40,12 @@ class Part:
         self.head = 0  # the position that is written next
         self.oldest, self.newest = 0, 0  # the episodes held are oldest ... newest - 1
         self.is_open = False  # whether the newest one is still running
-        self._first = np.zeros(rows + 1, np.int64)
-        # By window length: sums[i] windows in the episodes before i, known up to the episode beside it.
-        self._sums = {-1 - slot: (np.zeros(rows + 1, np.int64), 0) for slot in range(NUM_CACHED_LENGTHS)}
+        try:
+            self._first = np.zeros(rows + 1, np.int64)
+            # By window length: sums[i] windows in the episodes before i, known up to the episode beside it.
+            self._sums = {-1 - slot: (np.zeros(rows + 1, np.int64), 0) for slot in range(NUM_CACHED_LENGTHS)}
+        except MemoryError as error:
+            raise ValueError(f"capacity must be rows whose index memory can hold, got {rows} ({error})") from error
 
     @property
     def nbytes(self) -> int:

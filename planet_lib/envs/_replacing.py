@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from planet_lib.envs._history import DifferentError, History
-from planet_lib.envs._slots import InProcess, LostError, Slot
+from planet_lib.envs._slots import InProcess, LostError, RefusedError, Slot
 from planet_lib.envs.images import Array
 
 Result = tuple[Any, ...]  # what an environment's reset or step gives
@@ -39,6 +39,9 @@ class ReplacingSlots:
         self._remembers = not isinstance(self._slots[0], InProcess)  # those are never lost
         self._failures = [0] * len(self._slots)
         self._histories: dict[int, History] = {}
+        self._gone: dict[
+            int, str
+        ] = {}  # rows whose worker was lost while it answered a question between steps, and how
         self._survived = [False] * len(self._slots)  # whether a row has taken steps that nobody lost since its reset
         self._called = [False] * len(self._slots)  # since it was made: it may no longer be as its constructor makes it
 
@@ -48,11 +51,12 @@ class ReplacingSlots:
         for row in rows:
             if self._survived[row]:
                 self._failures[row], self._survived[row] = 0, False
-            self._slots[row].ask("reset", seed=seeds[row], options=options)
+            if row not in self._gone:
+                self._slots[row].ask("reset", seed=seeds[row], options=options)
         for row in rows:
             while row not in outcome.results:
                 try:
-                    outcome.results[row] = self._slots[row].answer()
+                    outcome.results[row] = self._answer(row)
                 except LostError as error:
                     gone = " (what `call` had set in the old one is gone)" if self._called[row] else ""
                     outcome.failures[row] = f"{error}{gone}"
@@ -66,10 +70,11 @@ class ReplacingSlots:
         """Step some rows. Those whose worker fails come last: all new ones start at once, while the others answer."""
         outcome = Outcome(results={}, failures={}, lost={})
         for row in rows:
-            self._slots[row].ask("step", actions[row])
+            if row not in self._gone:
+                self._slots[row].ask("step", actions[row])
         for row in rows:
             try:
-                outcome.results[row] = self._slots[row].answer()
+                outcome.results[row] = self._answer(row)
             except LostError as error:
                 outcome.failures[row] = str(error)
                 gap = "`call` may have changed its environment" if self._called[row] else self._histories[row].gap
@@ -99,13 +104,28 @@ class ReplacingSlots:
         results = []
         for row, slot in enumerate(self._slots):
             self._called[row] |= changes
-            slot.ask(name, *args, **kwargs)
+            if row not in self._gone:
+                slot.ask(name, *args, **kwargs)
         for row, slot in enumerate(self._slots):
             try:
+                if row in self._gone:
+                    raise RefusedError(f"it has no worker until it is stepped or reset, since {self._gone[row]}")
                 results.append(slot.answer())
             except LostError as error:
+                if not isinstance(error, RefusedError):
+                    self._gone[row] = str(error)
                 raise RuntimeError(f"environment {row} failed in {name!r}: {error}") from None
+            except KeyboardInterrupt:
+                self._gone[row] = f"its answer to {name!r} was interrupted"
+                raise
         return results
+
+    def _answer(self, row: int) -> Result:
+        """Return what a row gives to the last question, or raise a `LostError`, also where it was lost before that."""
+        if row in self._gone:
+            raise LostError(self._gone.pop(row))
+        result: Result = self._slots[row].answer()
+        return result
 
     def _taken_up(self, row: int, action: Array) -> Result:
         """Return what the step that failed gives in a new worker, once that has played the episode until there.

@@ -35,7 +35,7 @@ class LostError(Exception):
 
 
 class RefusedError(LostError):
-    """What was asked, neither reset nor step, raised an error; the worker is well, and its environment still there."""
+    """What was asked raised an error, or gave what cannot be read here; the worker is well, its environment there."""
 
 
 class Slot(Protocol):

@@ -26,6 +26,7 @@ from typing import Any
 from planet_lib._errors import NonFiniteError
 from planet_lib.envs._slots import END_SECONDS, Description, LostError, RefusedError, call, describe
 
+_VALUE, _ERROR, _DIED = "value", "error", "died"  # what a message brings; after an error the worker is still well
 _START_SECONDS = 120.0  # imports and the first GL context, of many workers on few cores
 _NOT_STARTED = (
     "; what it printed says why. A script that makes workers needs `if __name__ == '__main__':` around what it does, "
@@ -72,13 +73,12 @@ class Worker:
             if self._description is None:
                 self._start()
                 self._asked_at = time.monotonic()
-            value = self._read(self._asked, self._asked_at + self._timeout)
+            return self._read(self._asked, self._asked_at + self._timeout)
+        except RefusedError:
+            raise
         except LostError:
             self._kill()
             raise
-        if isinstance(value, NonFiniteError | RefusedError):
-            raise value
-        return value
 
     def restart(self) -> None:
         """End the process, if there is one, and start another; the pipe is new, so nothing old can be read."""
@@ -118,14 +118,23 @@ class Worker:
             try:
                 if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
                     raise LostError(f"its process gave no answer within {self._limit():g} seconds (timeout)")
-                answered, succeeded, value = self._pipe.recv()
+                answered, kind, packed = self._received()
             except (EOFError, OSError) as error:
                 raise LostError(self._obituary()) from error
-            if not succeeded:
-                reason, original = value
+            if kind == _DIED:
+                reason, original = pickle.loads(packed)
                 raise LostError(reason, _unpacked(original))
             if answered == number:
-                return value
+                return _opened(packed, kind)
+
+    def _received(self) -> tuple[int, str, bytes]:
+        """Return the next message: to which question, of which kind, and packed what."""
+        try:
+            message: tuple[int, str, bytes] = self._pipe.recv()
+        except KeyboardInterrupt:  # in the middle of a message, maybe: nothing behind it could be read
+            self._kill()
+            raise
+        return message
 
     def _limit(self) -> float:
         """Return the seconds that are waited for now."""
@@ -167,33 +176,47 @@ def work(pipe: Connection, make: bytes) -> None:
             described = describe(env)
             if not _can_leave(described.spec):
                 described = described._replace(spec=None)
-            pipe.send((number, True, described))
+            pipe.send((number, _VALUE, _packed_whole(described)))
             while True:
                 number, name, args, kwargs = _asked(pipe)
-                pipe.send((number, True, _answered(env, name, args, kwargs)))
+                pipe.send((number, *_answered(env, name, args, kwargs)))
         except _HungUp:
             pass
         except BaseException as error:  # also SystemExit, which an environment has no business to raise
-            pipe.send((number, False, (traceback.format_exc().strip(), _packed(error))))
+            pipe.send((number, _DIED, pickle.dumps((traceback.format_exc().strip(), _packed(error)))))
         finally:
             if env is not None:
                 env.close()
 
 
-def _answered(env: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _answered(env: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bytes]:
     """Return what the environment gives, or the error where the worker is well nonetheless; else raise it."""
     try:
         value = call(env, name, args, kwargs)
-        if name not in ("reset", "step"):
-            ForkingPickler.dumps(value)
-        elif not _can_leave(value[-1]):
+        if name in ("reset", "step") and not _can_leave(value[-1]):
             value = (*value[:-1], _portable(value[-1]))
+        return _VALUE, _packed_whole(value)
     except NonFiniteError as error:
-        return error
+        return _ERROR, pickle.dumps(error)
     except Exception:
         if name in ("reset", "step"):
             raise
-        return RefusedError(traceback.format_exc().strip())
+        return _ERROR, pickle.dumps(RefusedError(traceback.format_exc().strip()))
+
+
+def _packed_whole(value: Any) -> bytes:
+    """Return the value as bytes: whoever waits for it unpacks it, and no other message suffers where that fails."""
+    return bytes(ForkingPickler.dumps(value))
+
+
+def _opened(packed: bytes, kind: str) -> Any:
+    """Return what `_packed_whole` packed, or raise where it is an error or cannot be made here."""
+    try:
+        value = pickle.loads(packed)
+    except Exception as error:  # unpickling runs what the objects define, and that raises anything
+        raise RefusedError(f"its answer cannot be read in this process, {type(error).__name__}: {error}") from error
+    if kind == _ERROR:
+        raise value
     return value
 
 

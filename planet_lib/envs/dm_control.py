@@ -155,9 +155,9 @@ class DMControlEnv(gymnasium.Env[Array, Array]):
         try:
             with ctrl_c_waits():  # a GL context that is half made cannot be freed
                 self._camera = engine.Camera(self.physics, *self._image_size, camera_id=self._camera_id)
+                close_at_exit(self)
         except Exception as error:
             raise drawing_error(error, image_size=self._image_size) from error
-        close_at_exit(self)
         return self._camera
 
     def _open_rays(self) -> RayRenderer:

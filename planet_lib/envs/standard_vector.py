@@ -45,8 +45,8 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     step fails again; where the new worker gives other observations, rewards or flags than the old one; and after
     100,000 steps. The row then has infos["restarted"] and keeps the last observation that came, neither terminated nor
     truncated, and must be reset. Either way infos["restart_reason"] says what happened. A row that fails more than
-    `max_restarts` times without finishing an episode is an error: what always fails is no accident. One that runs and
-    is reset has finished it, too.
+    `max_restarts` times without finishing an episode is an error: what always fails is no accident. One that was
+    stepped and is reset has finished it, too.
 
     Shapes: observations [N, ...] of what `StandardEnv` returns, or a dictionary of such; actions [N, A]; rewards [N]
     float64; terminations, truncations, infos["restarted"] and infos["restored"] [N] bool. Arrays are new at each call.
@@ -152,8 +152,9 @@ class StandardVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         episodes go on even where that raises.
 
         Raises:
-            RuntimeError: one of them raised, or has no such attribute; the message has the worker's traceback. After
-                `call` all rows must then be reset.
+            RuntimeError: in a worker, one of them raised, or has no such attribute; the message has its traceback.
+                Without workers the error is raised as it is, and so is a `NonFiniteError` from anywhere. After `call`
+                all rows must then be reset. A row whose worker dies of it is replaced at its next step or reset.
         """
         return self._call(name, args, kwargs, changes=True)
 

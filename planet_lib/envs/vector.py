@@ -58,7 +58,7 @@ def make_vector_env(
         timeout: seconds that a reset or a step may take before a worker counts as hung, each step that is played again
             too; its start may take 120 if that is longer.
         max_restarts: how often an environment may fail without finishing an episode in between, before that is an
-            error; resetting one that runs finishes its episode.
+            error; resetting one that was stepped finishes its episode.
         action_dim: the length of the actions where it is more than the environment's own, which uses the first: for
             several tasks in one agent (`widest_action`). None is its own.
         **settings: of `make_env`: obs, image_size, action_repeat and so on.

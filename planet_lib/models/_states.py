@@ -5,14 +5,18 @@ from torch import Tensor
 from planet_lib._shapes import check_dense, check_device, check_dtype
 
 
-def check_like(name: str, state: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> None:
-    """Raise unless a state given from outside is of the kind, the shapes and the types of the cell's own `like`."""
+def check_like(name: str, state: tuple[Tensor, ...], like: tuple[Tensor, ...], *, rows: str) -> None:
+    """Raise unless a state given from outside is of the kind, the shapes and the types of the cell's own `like`.
+
+    rows: the argument that says how many there are.
+    """
     check_kind(name, state, like)
     for field, value, own in zip(getattr(like, "_fields", range(len(like))), state, like, strict=True):
         check_dense(f"{name}.{field}", value)
         if value.shape != own.shape:
             expected = ", ".join(map(str, own.shape))
-            raise ValueError(f"{name}.{field} must be [{expected}] (B and the cell's sizes), got {list(value.shape)}")
+            because = f"B from {rows}, and the cell's sizes"
+            raise ValueError(f"{name}.{field} must be [{expected}] ({because}), got {list(value.shape)}")
         check_dtype(f"{name}.{field}", value, own.dtype, because="as in the cell's initial state")
         check_device(f"{name}.{field}", value, own.device, because="as the cell's initial state")
 

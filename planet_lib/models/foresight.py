@@ -40,7 +40,9 @@ def features_ahead(cell: Any, state: Any, action: Tensor, noise: Tensor | None) 
         >>> [list(features.shape) for features in pieces or ()]
         [[12, 10, 7]]
     """
-    if torch.is_grad_enabled() or type(cell) not in (RSSMCell, RNNCell) or is_hooked(cell) or not allows():
+    if torch.is_grad_enabled() or type(cell) not in (RSSMCell, RNNCell) or not allows():
+        return None
+    if {"prior", "features"} & cell.__dict__.keys():  # put into this object in place of its class's own
         return None
     path, head = cell.path, cell.prior_head
     if not _knows_layers(path, head) or (noise is not None and type(head) is MeanHead):
@@ -48,24 +50,29 @@ def features_ahead(cell: Any, state: Any, action: Tensor, noise: Tensor | None) 
     given = [state.deter, state.stoch, action] if noise is None else [state.deter, state.stoch, action, noise]
     if not are_plain([*given, *path.parameters(), *head.parameters()], action.dtype):
         return None
+    deviates = slice(state.stoch.shape[-1], None)  # of no use for means, but where it is not finite nothing is
+    if noise is None and not (head.out.weight[deviates].isfinite().all() and head.out.bias[deviates].isfinite().all()):
+        return None
     return _walk(path, head, state.deter, state.stoch, action, noise)
 
 
 def reads_many_steps(head: Any) -> bool:
-    """Whether a head is one of the library's that nobody watches: asked once for many steps, it answers the same.
+    """Whether a head is the library's, layer by layer, and nobody watches: asked once for many steps, it is the same.
 
     Example:
         >>> reads_many_steps(RewardHead(7)), reads_many_steps(torch.nn.Linear(7, 1))
         (True, False)
     """
-    return type(head) in (RewardHead, ContinueHead) and not is_hooked(head)
+    if type(head) not in (RewardHead, ContinueHead):
+        return False
+    return all(type(layer) is nn.Linear for layer in head.layers) and not any(map(is_hooked, (head, *head.layers)))
 
 
 def _knows_layers(path: Any, head: Any) -> bool:
     """Whether these compute what `_walk` does; other classes, and layers that were replaced or hooked, may not."""
     if type(path) is not DeterministicPath or type(head) not in (GaussianHead, MeanHead):
         return False
-    if type(path.gru) is not GRU or path.gru.bias_hh is None:
+    if type(path.gru) is not GRU or path.gru.bias_ih is None or path.gru.bias_hh is None:
         return False
     if path.activation not in ACTIVATIONS or head.activation not in ACTIVATIONS:
         return False

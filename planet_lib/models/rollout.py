@@ -87,7 +87,7 @@ def observe(
             )
     state = _initial(cell, batch_size)
     if initial is not None:
-        check_like("initial", initial, state)
+        check_like("initial", initial, state, rows="embed")
         state = initial
     check_meets(state, is_first, embed=embed, action=action, prior_noise=prior_noise, posterior_noise=posterior_noise)
     filter_rows: Callable[..., tuple[S, S]] = getattr(cell, "scan", partial(_filter_by_stepping, cell))
@@ -140,7 +140,7 @@ def imagine(cell: Cell[S], initial: S, action: Tensor, *, noise: Tensor | None =
             because="from action and the cell's noise_dim",
         )
     own = _initial(cell, batch_size)
-    check_like("initial", initial, own)
+    check_like("initial", initial, own, rows="action")
     check_meets(initial, None, action=action, noise=noise)
     state = initial
     states: list[S] = []
@@ -197,7 +197,7 @@ def step(
     check_shape("action", action, "B A", B=batch_size, A=cell.action_dim, because=because)
     check_shape("embed", embed, "B E", B=batch_size, because="from is_first")
     own = _initial(cell, batch_size)
-    check_like("state", state, own)
+    check_like("state", state, own, rows="is_first")
     for name, noise in (("prior_noise", prior_noise), ("posterior_noise", posterior_noise)):
         if noise is not None:
             check_shape(name, noise, "B S", B=batch_size, S=cell.noise_dim, because=because)

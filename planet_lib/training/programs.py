@@ -13,8 +13,8 @@ def ending_in_one_line(program: str) -> Iterator[None]:
     """End the process with one line where the body meets a mistake in arguments, files or data, or Ctrl-C.
 
     A ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError or MemoryError becomes
-    `sys.exit("PROGRAM: MESSAGE")`, with the message's lines joined; a KeyboardInterrupt `sys.exit("PROGRAM: stopped")`.
-    Anything else is a fault of the program and keeps its traceback.
+    `sys.exit("PROGRAM: MESSAGE")`, with the message's lines joined, or its kind where it has none; a KeyboardInterrupt
+    becomes `sys.exit("PROGRAM: stopped")`. Anything else is a fault of the program and keeps its traceback.
 
     Args:
         program: its name, which the line begins with.
@@ -34,7 +34,7 @@ def ending_in_one_line(program: str) -> Iterator[None]:
     try:
         yield
     except MISTAKES as error:
-        sys.exit(f"{program}: {' '.join(str(error).split())}")
+        sys.exit(f"{program}: {' '.join(str(error).split()) or type(error).__name__}")
     except KeyboardInterrupt:
         sys.exit(f"{program}: stopped")
 
@@ -44,7 +44,8 @@ def run_program(main: Callable[[], object]) -> None:
 
     While Python ends it waits for threads and closes what is open, and while it starts it imports for seconds; a Ctrl-C
     then prints a traceback of places that nobody wrote. For the start a program that is slow to import sets
-    `signal.signal(signal.SIGINT, signal.SIG_DFL)` before its imports, as the ones in `examples/` do.
+    `signal.signal(signal.SIGINT, signal.SIG_DFL)` before its imports, as the ones in `examples/` do. Where Ctrl-C is
+    ignored, as shells have it for what runs in their background, it stays so.
 
     Args:
         main: the program. What it raises, SystemExit included, goes on.
@@ -61,6 +62,9 @@ def run_program(main: Callable[[], object]) -> None:
     """
     if not callable(main):
         raise TypeError(f"main must be a function without arguments, got {type(main).__name__}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        main()
+        return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()

@@ -22,6 +22,13 @@ from planet_lib.envs import make_env, make_vector_env
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+class Unreadable:
+    """Can be sent, and not be read."""
+
+    def __reduce__(self):
+        return os.listdir, ("/nowhere-to-be-found",)
+
+
 class Stairs(gymnasium.Env):
     """Sees [seed, step, action]; an episode has 2 + seed % 5 steps, each worth its number.
 
@@ -34,6 +41,20 @@ class Stairs(gymnasium.Env):
     def __init__(self, trouble=None, folder=None):
         self.trouble, self.folder = trouble or {}, folder
         self.unpicklable = (lambda: None,)
+        self.unreadable = Unreadable()
+
+    @property
+    def deadly(self):
+        os._exit(7)
+
+    @property
+    def many(self):
+        import torch
+
+        return torch.zeros(3)
+
+    def open_files(self):
+        return len(os.listdir("/proc/self/fd"))
 
     def reset(self, *, seed=None, options=None):
         self.seed, self.t = seed, 0
@@ -303,8 +324,12 @@ def test_asking_in_vain_ends_no_worker_and_reading_in_vain_no_episode(stairs):
         (lambda: stairs.get_attr("nothing"), "AttributeError"),
         (stairs.render, "NotImplementedError"),
         (lambda: stairs.get_attr("unpicklable"), "dumps"),
+        (lambda: stairs.get_attr("unreadable"), None),
     ):
-        with pytest.raises(RuntimeError, match=rf"^environment 0 failed in '\w+': Traceback [\s\S]*{reason}"):
+        told = (
+            rf"Traceback [\s\S]*{reason}" if reason else "its answer cannot be read in this process, FileNotFoundError"
+        )
+        with pytest.raises(RuntimeError, match=rf"^environment 0 failed in '\w+': {told}"):
             ask()
         assert stairs.step(np.zeros((2, 1)))[4]["restarted"].tolist() == [False, False]
         stairs.reset(seed=[3, 4])
@@ -314,6 +339,42 @@ def test_asking_in_vain_ends_no_worker_and_reading_in_vain_no_episode(stairs):
     with pytest.raises(gymnasium.error.ResetNeeded):
         stairs.step(np.zeros((2, 1)))
     assert children() == pids
+
+
+def test_reading_tensors_over_and_over_opens_no_files_that_stay(stairs):
+    stairs.reset(seed=[3, 4])
+    stairs.get_attr("many")
+    before = stairs.call("open_files")
+    for _ in range(20):
+        stairs.get_attr("many")
+    after = stairs.call("open_files")
+    assert all(abs(now - then) < 5 for now, then in zip(after, before, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deadly", "seed"])
+def test_a_worker_that_dies_between_steps_is_replaced_at_the_next_one(name):
+    envs = make_vector_env(Stairs, 1, obs="state", max_restarts=1)
+    envs.reset(seed=[4])
+    envs.step(np.ones((1, 1)))
+    reason = "its process ended with exit code 7" if name == "deadly" else "its process was killed by SIGKILL"
+    if name == "seed":
+        os.kill(envs._slots[0]._process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=f"^environment 0 failed in '{name}': {reason}"):
+        envs.get_attr(name)
+    with pytest.raises(RuntimeError, match=f"it has no worker until it is stepped or reset, since {reason}"):
+        envs.get_attr("seed")
+    with pytest.warns(RuntimeWarning, match=rf"environment 0 .* which goes on for it: {reason}"):
+        obs, *_, info = envs.step(np.zeros((1, 1)))
+    assert obs.tolist() == [[4, 2, 0]]
+    assert info["restored"].tolist() == [True]
+    assert envs.get_attr("seed") == (4,)
+    os.kill(envs._slots[0]._process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"^environment 0 failed in 'seed'"):
+        envs.get_attr("seed")
+    with pytest.warns(RuntimeWarning, match=r"environment 0 has a new worker: its process was killed by SIGKILL"):
+        assert envs.reset(seed=[6])[0][:, 0].tolist() == [6]
+    envs.close()
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ ENTRIES = [
             ],
             "objective": [None, {"free_nats": 1.0}, Objective],
         },
-        known_as={"batch": ("obs", "action", "embed")},
+        known_as={"batch": ("obs", "action", "embed", *Batch._fields)},
     ),
     Entry(
         "training.Objective",

@@ -5,6 +5,7 @@ Every check raises an `AssertionError` that says which file of which run is not 
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import shlex
@@ -105,7 +106,7 @@ def live(
         stderr=subprocess.STDOUT,
         pass_fds=(writing,),
         process_group=0,
-        preexec_fn=_bind if is_bound else None,  # noqa: PLW1509  (nothing here has threads that hold locks)
+        preexec_fn=functools.partial(_prepare, is_bound),  # noqa: PLW1509  (nothing here has threads that hold locks)
         env=os.environ | {"OMP_NUM_THREADS": "1", _MARK: mark},
     )
     os.close(writing)
@@ -150,6 +151,13 @@ def marked(mark: str) -> list[int]:
             if f"{_MARK}={mark}".encode() in place.read_bytes():  # empty for a zombie
                 found.append(int(place.parent.name))
     return found
+
+
+def _prepare(is_bound: bool) -> None:
+    """Let Ctrl-C interrupt the process, also where a shell has it ignored for what runs in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if is_bound:
+        _bind()
 
 
 def _bind() -> None:

@@ -18,6 +18,25 @@ def test_a_mistake_ends_with_one_line(kind):
     assert ended.value.code == "train.py: --seed must be at least 0, got -1"
 
 
+def test_a_mistake_without_a_message_is_told_by_its_kind():
+    with pytest.raises(SystemExit) as ended, ending_in_one_line("train.py"):
+        raise MemoryError
+    assert ended.value.code == "train.py: MemoryError"
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so():
+    script = """
+import signal
+from planet_lib.training import run_program
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+run_program(lambda: signal.raise_signal(signal.SIGINT))
+signal.raise_signal(signal.SIGINT)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "went on\n"
+
+
 def test_ctrl_c_ends_with_one_line():
     with pytest.raises(SystemExit) as ended, ending_in_one_line("train.py"):
         raise KeyboardInterrupt

@@ -151,7 +151,8 @@ def _dot(first: Array, second: Array) -> Array:
 def _first_root(squared: Array, half_linear: Array, constant: Array) -> Array:
     """Return the smaller root t > 0 of squared t^2 + 2 half_linear t + constant, inf where there is none."""
     root = half_linear * half_linear - squared * constant
-    distance = (-half_linear - np.sqrt(np.maximum(root, 0.0))) / squared
+    with np.errstate(divide="ignore", invalid="ignore"):  # a way without length, where poses were never computed
+        distance = (-half_linear - np.sqrt(np.maximum(root, 0.0))) / squared
     return np.where((root >= 0) & (distance > 0), distance, np.inf)
 
 

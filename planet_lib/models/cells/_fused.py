@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 from planet_lib.models.cells import _passes
 from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead, MeanHead
@@ -42,8 +43,11 @@ def allows() -> bool:
     """Whether operations may stand for others now: nobody traces, transforms or counts them."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
         return False
-    # Transforms of functions, forward-mode derivatives and counters of operations have to see plain operations.
+    # Transforms of functions, forward-mode derivatives, counters of operations and hooks of all modules have to see
+    # plain operations.
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._len_torch_function_stack() or _has_any_global_hook():  # type: ignore[no-untyped-call]  # as torch has it
         return False
     return forward_ad._current_level < 0
 
@@ -87,9 +91,12 @@ def _knows_tensors(
 
 
 def are_plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether all of these are tensors of this type in memory, float32 or float64, and of no other class."""
+    """Whether all of these are dense tensors of this type in memory, float32 or float64, and of no other class."""
     return dtype in (torch.float32, torch.float64) and all(
-        type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == dtype and tensor.device.type == "cpu"
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.dtype == dtype
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
         for tensor in tensors
     )
 
@@ -215,7 +222,7 @@ def _weights(path: DeterministicPath, head: Head) -> list[Tensor]:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody asked to be called when the module is."""
-    return bool(
+    """Whether somebody asked to be called when the module is, or in its place."""
+    return "forward" in module.__dict__ or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -234,7 +234,7 @@ CPU: Table = {
         "ours: bodies are orange and floors blue in the suite, so bodies have more of the image error in red, and a "
         "frame a third of the numbers",
     ),
-    "camera": ("", "ours: the camera that follows the body where get_preset knows of one, else the first"),
+    "camera": ("", "ours: the camera that get_preset knows for the body, else the first"),
     "batch_size": (12, _SMALL),
     "window": (30, _SMALL),
     "network": ("patch", "ours: matrix products alone, which a CPU is fast at"),

@@ -83,8 +83,21 @@ def sources(name: str) -> dict[str, str]:
     return {field_name: source for field_name, (_, source) in _table(name).items()}
 
 
-# Cameras that follow the body. From the paper's, cartpole's pole is a pixel wide and the cart leaves the picture.
-_FOLLOWING_CAMERAS = {"dmc:cartpole": "lookatcart"}
+# What the preset `cpu` has otherwise for the tasks of a body; docs/results/cpu-preset.md says why.
+_BODIES: dict[str, dict[str, Any]] = {
+    # From the paper's camera the pole is a pixel wide, and the cart leaves the picture.
+    "dmc:cartpole": {"camera": "lookatcart"},
+    # The ball is two pixels wide and rarely caught: seen upright, weighed more, tried more often, searched for longer.
+    "dmc:ball_in_cup": {
+        "camera": "cam1",
+        "obs_scale": 200.0,
+        "free_nats": 0.0,
+        "seed_episodes": 40,
+        "updates_per_episode": 150,
+        "num_candidates": 200,
+        "num_elites": 20,
+    },
+}
 
 
 def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
@@ -92,15 +105,16 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
 
     The RNN's divergence is no KL between distributions that may differ by some nats for free, so its free_nats are 0.
     Environments of Gymnasium may terminate, so there a head learns whether the episode goes on: continue_scale is 1.
-    The preset `cpu` looks through the camera that follows the body, where it knows of one: its frames are small, and
-    its model learns far less from details of a pixel's width (docs/results/cpu-preset.md). The others look through the
-    paper's, the first. Its learning rate is 1e-3 for the RNN, which diverged at 3e-3 with a larger network.
+    The preset `cpu` looks at cartpole through the camera that follows the cart: its frames are small, and its model
+    learns far less from details of a pixel's width. For ball_in_cup it has another camera, too, and other scales and
+    numbers (docs/results/cpu-preset.md). The other presets look through the paper's camera, the first. Its learning
+    rate is 1e-3 for the RNN, which diverged at 3e-3 with a larger network.
 
     Args:
         name: "paper", "camera_ready", "v1" or "cpu".
         cell: "rssm", "ssm" or "rnn".
         env: the environment's name, as for `planet_lib.envs.make_env`, or those of several tasks, separated by commas;
-            a camera is chosen where all of them have the same body.
+            what depends on the body is chosen where all of them have the same one.
 
     Raises:
         ValueError: an unknown name.
@@ -110,6 +124,8 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
         (3.0, 0.0)
         >>> get_preset("cpu", env="dmc:cartpole-balance").camera
         'lookatcart'
+        >>> get_preset("cpu", env="dmc:ball_in_cup-catch").num_candidates
+        200
         >>> get_preset("cpu", env="gym:Hopper-v5").continue_scale
         1.0
     """
@@ -128,7 +144,7 @@ def get_preset(name: str, *, cell: str = "rssm", env: str = "") -> Preset:
         if cell == "rnn":
             preset = replace(preset, learning_rate=1e-3)  # at 3e-3 a run diverged after 3200 updates
         bodies = {task.partition("-")[0] for task in tasks}
-        preset = replace(preset, camera=_FOLLOWING_CAMERAS.get(bodies.pop(), "") if len(bodies) == 1 else "")
+        preset = replace(preset, **_BODIES.get(bodies.pop(), {}) if len(bodies) == 1 else {})
     return preset
 
 

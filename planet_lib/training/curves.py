@@ -15,6 +15,8 @@ from planet_lib.training._curve_checks import check_errors, check_levels, check_
 from planet_lib.training._files import atomic_path, require
 from planet_lib.training.metrics import read_metrics
 
+LONGEST = 150  # characters; much more leaves no room for the curves
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -58,7 +60,7 @@ def learning_curve(
             are skipped.
         random_return: what a random policy earns, drawn as a line to beat; by task where there are several.
         free_nats: the level below which the KL is not minimised, drawn as a line.
-        title: above the picture, such as the environment.
+        title: above the picture, such as the environment; of a long one the first 150 characters.
 
     Raises:
         ValueError: a column is missing, or `path` does not end in .png.
@@ -107,7 +109,7 @@ def open_loop_curve(path: str | os.PathLike[str], errors: "Mapping[str, OpenLoop
     Args:
         path: where, ending in .png.
         errors: what `open_loop_error` returned, by the model's name.
-        title: above the picture, such as the environment.
+        title: above the picture, such as the environment; of a long one the first 150 characters.
 
     Raises:
         ValueError: no errors, or `path` does not end in .png.
@@ -153,8 +155,9 @@ def running_mean(values: Column, window: int = 10) -> Column:
 
 
 def _plain(text: str) -> str:
-    """The text as it is: a dollar would begin a formula, and one that does not end is an error."""
-    return text.replace("$", r"\$")
+    """The text, or the first of a long one; a dollar would begin a formula, which is an error where none ends."""
+    short = " ".join(text.split()) if text.count("\n") > 2 else text
+    return (short if len(short) <= LONGEST else f"{short[:LONGEST]} ...").replace("$", r"\$")
 
 
 def _draw_returns(axes: "Axes", rows: dict[str, Column], random_return: float | None) -> None:

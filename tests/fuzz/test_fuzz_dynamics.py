@@ -197,7 +197,9 @@ ENTRIES = [
         "planning.StepDynamics.rollout",
         STEPS.rollout,
         lambda: {"state": drawn(B, 3), "actions": drawn(H, B, J, A), "noise": drawn(H, B, J, S)},
-        lambda given, returns: same(returns, given["actions"].float().sum((0, -1)).to(returns.dtype)),
+        lambda given, returns: same(
+            returns.to(given["actions"].dtype), given["actions"].float().sum((0, -1)).to(given["actions"].dtype)
+        ),
         also={"state": [{"a": drawn(B, 3), "b": torch.ones(1)}, [drawn(B), math.nan]]},
         known_as={"actions": ("goes_on",)},  # which is made for so many
     ),

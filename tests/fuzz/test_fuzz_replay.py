@@ -92,7 +92,7 @@ def check_appended(given, _):
     batch = replay.sample(64, 1)
     assert replay.num_steps == 18
     assert all(torch.isfinite(batch.obs["joints"]).flatten())
-    rewards = given["reward"]
+    rewards = given["reward"].detach() if isinstance(given["reward"], torch.Tensor) else given["reward"]
     assert batch.reward.min() >= min(0.0, float(rewards.min()))
     assert batch.action.abs().max() <= 1
 

@@ -90,10 +90,10 @@ _BODIES: dict[str, dict[str, Any]] = {
     # The ball is two pixels wide and rarely caught: seen upright, weighed more, tried more often, searched for longer.
     "dmc:ball_in_cup": {
         "camera": "cam1",
-        "obs_scale": 200.0,
+        "obs_scale": 400.0,
         "free_nats": 0.0,
         "seed_episodes": 40,
-        "updates_per_episode": 150,
+        "updates_per_episode": 300,
         "num_candidates": 200,
         "num_elites": 20,
     },

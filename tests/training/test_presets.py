@@ -386,6 +386,6 @@ def test_several_tasks_of_one_body_have_its_camera_and_others_the_first():
     assert get_preset("cpu", env=others).camera == ""
     assert get_preset("cpu", env="dmc:ball_in_cup-catch,dmc:cartpole-balance") == PRESETS["cpu"]
     cup = get_preset("cpu", env="dmc:ball_in_cup-catch")
-    assert (cup.camera, cup.obs_scale, cup.seed_episodes) == ("cam1", 200.0, 40)
+    assert (cup.camera, cup.obs_scale, cup.seed_episodes) == ("cam1", 400.0, 40)
     assert get_preset("paper", env="dmc:ball_in_cup-catch") == PRESETS["paper"]
     assert get_preset("cpu", env="dmc:cartpole-balance,gym:Hopper-v5").continue_scale == 1.0

@@ -22,10 +22,11 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     temporary = folder / f".{final.name}.tmp"  # the same at every attempt, so that kills pile nothing up
     try:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **fields)
+            _write_arrays(file, fields)
             file.flush()
             os.fsync(file.fileno())
         for path in old:  # first, so that a kill in between can't leave two files of one index
@@ -208,6 +209,14 @@ def _read_bytes(path: Path) -> bytes:
     if found.st_size > MOST_BYTES:
         raise ValueError(f"{path} must be an episode of at most {MOST_BYTES} bytes, got {found.st_size}")
     return path.read_bytes()
+
+
+def _write_arrays(file: BinaryIO, fields: Mapping[str, Array]) -> None:
+    """Write what `np.savez_compressed` does, which in NumPy 2.0 leaves the archive open on a full disk."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in fields.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 def _check_sizes(archive: zipfile.ZipFile) -> None:

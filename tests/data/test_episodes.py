@@ -191,11 +191,11 @@ def test_a_broken_episode_or_index_writes_nothing(tmp_path, make_episode):
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
 def test_a_write_that_fails_half_way_leaves_nothing(tmp_path, make_episode, monkeypatch, error):
-    def fail(file, **arrays):
+    def fail(file, array, **settings):
         file.write(b"half")
         raise error
 
-    monkeypatch.setattr(np, "savez_compressed", fail)
+    monkeypatch.setattr(np.lib.format, "write_array", fail)
     with pytest.raises(type(error)):
         save_episode(tmp_path, make_episode(0, 4), 0)
     assert os.listdir(tmp_path) == []

@@ -63,7 +63,7 @@ def test_the_errors_are_those_of_the_checkpoint_on_the_episodes_in_a_folder(runs
     for number, episode in enumerate(episodes):
         save_episode(tmp_path / "held-out", episode, number)
     out = tmp_path / "out"
-    example.main([str(runs / "rssm"), *WINDOWS, "--episodes", str(tmp_path / "held-out"), "--out", str(out)])
+    example.main([str(runs / "rssm"), *SEEN, "--episodes", str(tmp_path / "held-out"), "--out", str(out)])
     saved = load_checkpoint(runs / "rssm" / "checkpoint.pt")
     model = build_model(Preset.from_settings(saved["settings"]), "rssm", (1, 16, 16), 1)
     model.load_state_dict(saved["model"])
@@ -74,7 +74,7 @@ def test_the_errors_are_those_of_the_checkpoint_on_the_episodes_in_a_folder(runs
 
 
 def test_the_table_shows_every_run_and_predictor_at_the_horizons_there_are(runs, tmp_path, capsys):
-    example.main([str(runs / "rssm"), *WINDOWS, "--out", str(tmp_path)])
+    example.main([str(runs / "rssm"), *SEEN, "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "collecting 2 episodes of gym:Pendulum-v1 with random actions"
     assert lines[1].split() == ["image,", "squared", "error", "x", "1e4", "+1", "+5"]
@@ -107,11 +107,11 @@ def test_a_mistake_costs_one_line(runs, tmp_path):
 def test_runs_that_see_other_things_are_not_compared(runs, tmp_path):
     train = load_example("train_planet")
     train.main([*TINY, "--out", str(tmp_path), "--name", "wide", "--image-size", "24"])
-    message = message_of(runs / "rssm", tmp_path / "wide", *WINDOWS)
+    message = message_of(runs / "rssm", tmp_path / "wide", *SEEN)
     shared = "env, obs, camera, image_size, supersample, channels, action_repeat"
     assert f"runs must share {shared}, got ('gym:Pendulum-v1', 'pixels'" in message
     train.main([*TINY, "--out", str(tmp_path), "--name", "vectors", "--obs", "state"])
-    assert "RUN_DIR must be runs with pixels, got runs from state" in message_of(tmp_path / "vectors", *WINDOWS)
+    assert "RUN_DIR must be runs with pixels, got runs from state" in message_of(tmp_path / "vectors", *SEEN)
 
 
 def test_a_model_that_sees_pixels_and_state_is_judged_on_its_pixels(tmp_path):

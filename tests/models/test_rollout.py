@@ -293,7 +293,10 @@ def test_wrong_shapes_in_observe_are_named() -> None:
             r"got \[7, 3, 2\]",
         ),
         ({"posterior_noise": noise[:, 1:]}, r"posterior_noise must be \[T, B, S\] .*got \[7, 2, 3\]"),
-        ({"initial": cell.initial(1)}, r"initial.deter must be \[3, 6\] \(B and the cell's sizes\), got \[1, 6\]"),
+        (
+            {"initial": cell.initial(1)},
+            r"initial.deter must be \[3, 6\] \(B from embed, and the cell's sizes\), got \[1, 6\]",
+        ),
     ]
     good = {"embed": embed, "action": action, "is_first": is_first}
     for change, message in cases:
@@ -324,7 +327,10 @@ def test_wrong_shapes_in_imagine_are_named() -> None:
             {"noise": noise[1:]},
             r"noise must be \[H, B, S\] with H=7, B=3, S=3 \(from action and the cell's noise_dim\), got \[6, 3, 3\]",
         ),
-        ({"initial": cell.initial(2)}, r"initial.deter must be \[3, 6\] \(B and the cell's sizes\), got \[2, 6\]"),
+        (
+            {"initial": cell.initial(2)},
+            r"initial.deter must be \[3, 6\] \(B from action, and the cell's sizes\), got \[2, 6\]",
+        ),
     ]
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -363,7 +369,10 @@ def test_wrong_shapes_in_one_step_are_named() -> None:
         ({"is_first": is_first[:, None]}, r"is_first must be \[B\], got \[3, 1\]"),
         ({"action": action[:1]}, r"action must be \[B, A\] with B=3, A=2 \(from is_first and the cell\), got \[1, 2\]"),
         ({"embed": embed[:1]}, r"embed must be \[B, E\] with B=3 \(from is_first\), got \[1, 5\]"),
-        ({"state": cell.initial(1)}, r"state.deter must be \[3, 6\] \(B and the cell's sizes\), got \[1, 6\]"),
+        (
+            {"state": cell.initial(1)},
+            r"state.deter must be \[3, 6\] \(B from is_first, and the cell's sizes\), got \[1, 6\]",
+        ),
         ({"prior_noise": noise[:1]}, r"prior_noise must be \[B, S\] with B=3, S=3 .*, got \[1, 3\]"),
         ({"posterior_noise": noise[0]}, r"posterior_noise must be \[B, S\] with B=3, S=3 .*, got \[3\]"),
     ]

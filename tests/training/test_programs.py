@@ -71,6 +71,7 @@ class Late:
         signal.raise_signal(signal.SIGINT)  # while Python ends
 
 late = Late()
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell may have it ignored in the background
 
 def main():
     try:

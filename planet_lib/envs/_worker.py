@@ -25,6 +25,7 @@ from typing import Any
 
 from planet_lib._errors import NonFiniteError
 from planet_lib.envs._slots import END_SECONDS, Description, LostError, RefusedError, call, describe
+from planet_lib.envs.rendering import draw_only
 
 _VALUE, _ERROR, _DIED = "value", "error", "died"  # what a message brings; after an error the worker is still well
 _START_SECONDS = 120.0  # imports and the first GL context, of many workers on few cores
@@ -169,6 +170,7 @@ def work(pipe: Connection, make: bytes) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    draw_only()
     env, number = None, 0
     with contextlib.suppress(EOFError, OSError):  # nobody asks any more
         try:

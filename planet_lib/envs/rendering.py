@@ -11,6 +11,9 @@ Where no GL works, the ray caster of `planet_lib.envs.rays` draws, and says so o
 """
 
 import atexit
+import contextlib
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -29,6 +32,8 @@ _DISABLED = ("disabled", "disable", "off", "false", "0")
 INSTALL_GL = "apt-get install -y --no-install-recommends libegl1 libgl1 (or libosmesa6)"
 _drawing: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _announced: set[str] = set()
+_LOADED_WITH_GL = {"mujoco", "dm_control", "OpenGL", "glfw"}
+_compiles = True  # whether somebody may compile or train in this process
 _PROBE = """
 import mujoco
 context = mujoco.GLContext(8, 8)
@@ -67,6 +72,7 @@ def select_backend(*, required: bool = True) -> str:
         True
     """
     check_flag(required=required)
+    _load_compiler()
     chosen = os.environ.get("MUJOCO_GL", "").strip()
     if not chosen:
         if "mujoco" in sys.modules or sys.platform != "linux":
@@ -82,6 +88,24 @@ def select_backend(*, required: bool = True) -> str:
         # Otherwise dm_control hands drawing to a thread, which complains at every interpreter exit.
         os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
     return chosen
+
+
+def draw_only() -> None:
+    """Say that this process draws and trains nothing, so that it needs not hold what only training would need."""
+    global _compiles  # noqa: PLW0603 -- it is about the process
+    _compiles = False
+
+
+def _load_compiler() -> None:
+    """Load triton, torch's compiler in PyPI's builds for Linux, if it is there and nothing of OpenGL is yet.
+
+    triton and Mesa's software renderer each bring an LLVM. With Mesa's loaded first, the process crashes as soon as
+    triton is imported, which making any optimizer of torch.optim does; in this order both work (triton 3.9, Mesa 22.3).
+    """
+    early = sys.platform == "linux" and not sys.modules.keys() & _LOADED_WITH_GL
+    if early and _compiles and importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(Exception):  # what is wrong with it, torch says where it is needed
+            importlib.import_module("triton")
 
 
 def probe_backend(name: str, *, timeout: float = 30.0) -> bool:

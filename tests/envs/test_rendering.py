@@ -206,3 +206,20 @@ def test_software_rendering_stays_in_the_calling_thread_unless_told_otherwise(mo
     assert "LP_NUM_THREADS" not in os.environ
     rendering.tune(model(), image_size=(64, 64), quality="tuned")
     assert os.environ["LP_NUM_THREADS"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("begin", "loaded"), [("", "True"), ("import mujoco; ", "False"), ("rendering.draw_only(); ", "False")]
+)
+def test_torchs_compiler_is_loaded_before_opengl_or_not_at_all(tmp_path, begin, loaded):
+    (tmp_path / "triton.py").write_text(
+        'import sys\nfirst = not {"mujoco", "OpenGL", "dm_control"} & sys.modules.keys()\n'
+    )
+    script = (
+        "import sys; from planet_lib.envs import make_env, rendering\n"
+        f"{begin}make_env('dmc:cartpole-balance', obs='state').close()\n"
+        "print('triton' in sys.modules and sys.modules['triton'].first)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == loaded

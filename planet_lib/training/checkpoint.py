@@ -62,7 +62,8 @@ def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) ->
     content = io.BytesIO()  # torch hides the reason of a failed write to a file: a full disk should say so
     torch.save({"format": _FORMAT, "version": _VERSION, "payload": dict(payload)}, content)
     with atomic_path(target) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        # Not getbuffer(): kept by a failed write's traceback, it crashes Python 3.12.1 (CPython's issue 111049).
+        temporary.write_bytes(content.getvalue())
         if target.exists():
             _keep(target, previous_checkpoint(target))
 

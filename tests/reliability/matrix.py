@@ -257,11 +257,11 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def one_row(python: Path, versions: str, args: argparse.Namespace) -> Row:
-    """Make one environment, run the tests in it, and remove it."""
+def one_row(python: Path, versions: str, args: argparse.Namespace, checkout: str) -> Row:
+    """Make one environment, run the tests of the checkout, of the commit named so, in it, and remove it."""
     script = "import platform; print(platform.python_version(), end='')"
     version = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout
-    row: Row = {"python": version, "versions": versions, "tests": " ".join(args.tests) or "all", "commit": commit()}
+    row: Row = {"python": version, "versions": versions, "tests": " ".join(args.tests) or "all", "commit": checkout}
     row |= {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "installed": {}}
     with tempfile.TemporaryDirectory(prefix="matrix-", dir=args.folder) as folder:
         job = Job(
@@ -300,10 +300,10 @@ def main() -> int:
     args = arguments()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {text.rpartition(" ")[2] for text in project["classifiers"] if text.startswith("Programming Language")}
-    status = 0
+    checkout, status = commit(), 0  # named before the first row changes the table in it
     for versions in args.versions:
         for python in args.python or pythons(project["requires-python"]):
-            row = one_row(python, versions, args)
+            row = one_row(python, versions, args, checkout)
             record(row, args)
             if "passed" not in row and row["python"].rpartition(".")[0] not in declared:
                 continue  # nobody said that it could be made

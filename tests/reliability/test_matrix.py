@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +116,8 @@ def test_an_environment_that_pip_refuses_is_a_row_with_pips_reason_and_the_tests
     monkeypatch.setattr(matrix, "run", refuse)
     monkeypatch.setattr(matrix, "ROOT", Path(__file__).parent)
     monkeypatch.setattr(matrix.shutil, "copytree", lambda _, target, **__: copy_of_pyproject(target))
-    made = matrix.one_row(Path(sys.executable), "oldest", matrix.arguments([]))
+    made = matrix.one_row(Path(sys.executable), "oldest", matrix.arguments([]), "0123abc")
+    assert made["commit"] == "0123abc"
     assert made["outcome"] == "could not be made: No matching distribution found for torch==2.13"
     assert Version(made["python"]).release[:2] == sys.version_info[:2]
     assert not any("pytest" in command for command in calls)
@@ -141,6 +143,17 @@ def test_the_status_is_that_of_the_tests_and_of_the_pythons_that_the_classifiers
     assert matrix.main() == status
 
 
+def test_all_rows_name_the_commit_of_the_start_though_each_changes_the_table(row, monkeypatch):
+    names, made_from = iter(["0123abc", "0123abc-dirty"]), []
+    pythons = SimpleNamespace(versions=["oldest", "newest"], python=[Path(sys.executable)])
+    monkeypatch.setattr(matrix, "arguments", lambda: pythons)
+    monkeypatch.setattr(matrix, "commit", lambda: next(names))
+    monkeypatch.setattr(matrix, "one_row", lambda *given: made_from.append(given[-1]) or row)
+    monkeypatch.setattr(matrix, "record", lambda *_: None)
+    assert matrix.main() == 0
+    assert made_from == ["0123abc", "0123abc"]
+
+
 def copy_of_pyproject(target):
     target.mkdir()
     (target.parent / "environment").mkdir()
@@ -153,4 +166,14 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         matrix.run(["sh", "-c", command], seconds=1, folder=tmp_path)
     process = Path("/proc") / started.read_text().strip()
-    assert not process.exists() or "Z" in (process / "stat").read_text().rpartition(")")[2].split()[0]
+    deadline = time.monotonic() + 30.0  # far below the minute that it would live; a busy machine buries late
+    while is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(process)
+
+
+def is_alive(process):
+    try:
+        return "Z" not in (process / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -60,9 +60,10 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         raise ValueError(f"--holdout must be above 0 and below 1, got {args.holdout:g}")
     device = training.choose_device(args.device)
     name = "-".join(["offline", Path(args.sources[0]).stem, args.cell, args.preset, f"seed{args.seed}"])
-    saved, path = None, Path(args.resume or Path(args.out) / (args.name or name))
+    resumed, saved, path = None, None, Path(args.resume or Path(args.out) / (args.name or name))
     if args.resume:
-        saved = training.load_checkpoint(path / "checkpoint.pt", required=SAVED)
+        resumed = opened.enter_context(training.RunDirectory.open(path).lock())  # before another process writes more
+        saved = training.load_checkpoint(resumed.checkpoint_path, required=SAVED)
         training.check_compatible(saved["settings"], settings, IDENTITY)
     elif path.exists():
         raise FileExistsError(f"{path} already exists: go on with it by --resume, or choose another --name")
@@ -71,8 +72,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     training.check_compatible(saved["done"] if saved else data, data, data)  # other episodes would make it another run
     obs_shape, action_dim = shapes_of(held[0])
     shapes = obs_shape if isinstance(obs_shape, dict) else {"": obs_shape}
-    images = [name for name, shape in shapes.items() if len(shape) == 3]
-    training.check_extras(pixels=bool(images))
+    training.check_extras(pixels=bool(images := [name for name, shape in shapes.items() if len(shape) == 3]))
     settings["obs"] = "both" if isinstance(obs_shape, dict) else "pixels" if images else "state"
     count, settings["image_size"], _ = shapes[images[0]] if images else (0, preset.image_size, 0)
     settings["channels"] = {1: preset.channels.replace("all", "red"), 3: "all"}.get(count, preset.channels)
@@ -84,19 +84,19 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     windows = {"context": args.context, "length": min(args.length, len(longest.reward))}
     renderer = saved["renderer"] if saved else renderer_of(args.sources[0]) if images else "none"
     done = {**data, "updates": 0, "seconds": 0.0} if saved is None else saved["done"]
-    run = training.RunDirectory.open(path) if saved else training.RunDirectory.create(path, settings)
-    opened.enter_context(run.lock())
+    run = resumed or opened.enter_context(training.RunDirectory.create(path, settings).lock())
     progress = training.Progress(total=args.updates, done=done["updates"], unit="updates")
     skip = training.SkipNonFinite(say=progress.say)
     state = training.RunState(model=model, optimizer=optimizer, replay=replay, skipped_updates=skip)
     if saved:
         state.restore(saved)
         optimizer.param_groups[0]["eps"] = preset.adam_eps  # what a flag may have changed
-    kept = saved["metrics_rows"] if saved else None
-    metrics = training.MetricsWriter(run.path, COLUMNS, step_column="updates", resume_at=kept)
+    rows = saved["metrics_rows"] if saved else None
+    metrics = training.MetricsWriter(run.path, COLUMNS, step_column="updates", resume_at=rows)
     began = time.monotonic() - done["seconds"]
     counts = f"{replay.num_episodes} episodes ({replay.num_steps} rows, {data['terminated']} episodes terminate)"
-    progress.say(f"{run.path}: {counts}, {len(held)} kept aside, {settings['obs']}, {args.cell}, on {device}")
+    changed = "".join(f"\nfrom here on: {each}" for each in run.change_settings(settings))
+    progress.say(f"{run.path}: {counts}, {len(held)} kept aside, {settings['obs']}, {args.cell}, on {device}{changed}")
     if replay.num_steps < data["rows"]:
         progress.say(f"only the newest of all {data['rows']} rows fit: raise --replay-capacity")
 

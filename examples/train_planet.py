@@ -76,9 +76,10 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     if args.deterministic:
         training.make_deterministic()
     device = training.choose_device(args.device)
-    saved = None
+    resumed = saved = None
     if args.resume:
-        saved = training.load_checkpoint(RunDirectory.open(args.resume).checkpoint_path, required=RESUMED)
+        resumed = opened.enter_context(RunDirectory.open(args.resume).lock())  # before another process writes more
+        saved = training.load_checkpoint(resumed.checkpoint_path, required=RESUMED)
         Preset.from_settings(saved["settings"], where=args.resume)
         training.check_compatible(saved["settings"], settings, IDENTITY)
     source = None
@@ -113,14 +114,14 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     most: dict[str, Any] = {"max_bytes": math.ceil(args.replay_gb * 1e9) or None, "directory": args.replay_dir or None}
     sizes: dict[str, Any] = {"obs_shape": obs_shape, "action_dim": action_dim, **most}
     replay = opened.enter_context(pl.SequenceReplay(preset.replay_capacity, **sizes, seed=args.seed))
-    own = [saved["settings"]["replay_dir"], RunDirectory.open(args.resume).settings.get("replay_dir")] if saved else []
+    own = [saved["settings"]["replay_dir"], resumed.settings.get("replay_dir")] if resumed and saved else []
     if replay.num_steps and args.replay_dir not in own:
         raise ValueError(f"--replay-dir must be empty or this run's, {args.replay_dir} holds {replay.num_steps} rows")
 
-    run = RunDirectory.create(Path(args.out) / args.name, settings) if saved is None else RunDirectory.open(args.resume)
-    opened.enter_context(run.lock())
+    run = resumed or opened.enter_context(RunDirectory.create(Path(args.out) / args.name, settings).lock())
     done: dict[str, Any] = {**dict.fromkeys(DONE, 0), "seed_returns": {}, "eval_mean": -math.inf}
     done = saved["done"] if saved else done
+    kept = {"episodes": done["episodes"]}  # what the last checkpoint counts
     total, enough = preset.seed_episodes + preset.num_episodes, math.inf if args.stop_at is None else args.stop_at
     progress = training.Progress(total=total, done=done["episodes"], unit="episodes")
     skips = {name: training.SkipNonFinite(args.max_skipped, say=progress.say) for name in COLUMNS if "skipped" in name}
@@ -139,6 +140,8 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     progress.say(f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}\n{metrics.notice}".rstrip())
     if changed := run.differences():
         progress.say(f"the run goes on, but its last digits may differ: it began with {', '.join(changed)}")
+    if changed := run.change_settings(settings):
+        progress.say(f"from here on: {', '.join(changed)}")
 
     def play(task: str, policy: Any, name: str, seeds: Sequence[int], first: int | None = None) -> list[pl.Episode]:
         """An episode for each seed, num_envs at a time; each a file as soon as it ends, numbered from `first` on."""
@@ -187,6 +190,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         """Write the checkpoint that `--resume` goes on from: the parts, all random generators, and these."""
         facts = {"settings": settings, "renderer": drawn_by, "action_dim": action_dim}
         state.save(run.checkpoint_path, **facts, done=done, metrics_rows=metrics.num_rows)
+        kept["episodes"] = done["episodes"]
 
     def evaluate(task: str) -> dict[str, Any]:
         """Act without noise in episodes of their own, and draw what the model saw and foresaw in the first."""
@@ -241,7 +245,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         more = "--num-episodes" if done["episodes"] >= total else "--stop-at"
         progress.say(f"done after {done['episodes']} episodes; a larger {more} with --resume goes on")
     except KeyboardInterrupt:
-        progress.say(f"stopped after {done['episodes']} episodes; go on with: --resume {shlex.quote(str(run.path))}")
+        progress.say(f"stopped after {kept['episodes']} episodes; go on with: --resume {shlex.quote(str(run.path))}")
     finally:
         progress.close()
         metrics.close()

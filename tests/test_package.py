@@ -16,13 +16,14 @@ import planet_lib
 
 PACKAGE = Path(planet_lib.__file__).parent
 
-BASE = {"planet_lib.types", "planet_lib._shapes", "planet_lib._errors", "planet_lib._signals"}
+BASE = {"planet_lib.types", "planet_lib._shapes", "planet_lib._errors", "planet_lib._files", "planet_lib._signals"}
 # What the modules of each row may import of planet_lib besides their own sub-package; the longest row that fits counts.
 TABLE: dict[str, set[str]] = {
     "planet_lib": BASE | {"planet_lib.models", "planet_lib.objectives", "planet_lib.data", "planet_lib.planning"},
     "planet_lib.types": {"planet_lib._shapes"},
     "planet_lib._shapes": set(),
     "planet_lib._errors": set(),
+    "planet_lib._files": set(),
     "planet_lib._signals": set(),
     "planet_lib.models": BASE,
     "planet_lib.objectives": BASE | {"planet_lib.models"},
@@ -98,7 +99,7 @@ def complaint(module: str, target: str, name: str) -> str | None:
     if not inside and not any(within(target, package) for package in allowed):
         return f"{row} may import only {', '.join(sorted(allowed)) or 'nothing'}"
     private = [part for part in (*target.split("."), name) if part.startswith("_") and not part.startswith("__")]
-    if not inside and private not in ([], ["_shapes"], ["_errors"], ["_signals"]):
+    if not inside and private not in ([], ["_shapes"], ["_errors"], ["_files"], ["_signals"]):
         return f"{'.'.join(private)} is private to its sub-package"
     return None
 

@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 FLOAT_IMAGE = "give uint8 0 to 255: multiply by 255 first where it lies in 0 to 1, then cast with astype(np.uint8)"
 _CHANNELS = (1, 3, 4)
+_LONGEST_NAME = 200  # an entry of a file, and a column of a log, may be named by it
 
 
 def check_names(where: str, names: Iterable[object]) -> None:
@@ -22,7 +23,8 @@ def check_names(where: str, names: Iterable[object]) -> None:
 
     Raises:
         TypeError: where a name is no string.
-        ValueError: where there is no name, or one is empty, not printable, or has a slash, backslash or dot in it.
+        ValueError: where there is no name, or one is empty, too long or not printable, or has a slash, backslash or dot
+            in it.
 
     Example:
         >>> check_names("obs_shape", ["camera", "arm/joints"])
@@ -39,6 +41,10 @@ def check_names(where: str, names: Iterable[object]) -> None:
         if not name or not name.isprintable() or any(letter in "/\\." for letter in name):
             raise ValueError(
                 f"{where} must have printable names without slash, backslash or dot, got {name!r}; rename it"
+            )
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"{where} must have names of at most {_LONGEST_NAME} bytes, got one of {len(name.encode())}; rename it"
             )
 
 

@@ -30,6 +30,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from planet_lib._files import atomic_path, make_directory
 from planet_lib._shapes import check_flag, check_path, check_whole, shown
 from planet_lib.data._checks import check_episode
 from planet_lib.data._obs import flat_fields, nested_obs
@@ -45,19 +46,21 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     """Write an episode to `directory` as `episode-<index>-<rows>.npz`, and return its path.
 
     The file is written under a temporary name in the same directory, flushed to the disk and then renamed, so that it
-    is never seen half done. The directory is made if it is missing.
+    is never seen half done; then its name is flushed too. The directory is made if it is missing.
 
     Args:
         directory: where the episodes of one run lie.
         episode: the episode; checked first, so that a broken one is never stored.
         index: its number in order of collection, from 0. At least six digits in the name, and four for the rows.
         replace: whether an episode of that index may be there already, to be removed once this one is written: a
-            resumed run collects the episode anew that its checkpoint had not yet counted.
+            resumed run collects the episode anew that its checkpoint had not yet counted. One of another number of
+            rows, and so of another name, is removed first: a kill in between leaves neither of them.
 
     Raises:
         FileExistsError: where the directory has an episode of that index already and replace is False.
         TypeError, ValueError: where the episode or the index is wrong, or the episode has more than `MOST_BYTES`;
             nothing is written.
+        OSError: the disk is full, or the place not writable; the file is named.
 
     Example:
         >>> import tempfile
@@ -83,25 +86,21 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     num_bytes = sum(value.nbytes for value in fields.values())
     if num_bytes > MOST_BYTES:
         raise ValueError(f"episode must have at most {MOST_BYTES} bytes, got {num_bytes}; end episodes earlier")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     old = [path for present, path in _episode_paths(folder) if present == index]
     if old and not replace:
         raise FileExistsError(
             f"index must be new, got {index}, which {old[0]} has; take the next free one or pass replace=True"
         )
     final = folder / f"episode-{index:06d}-{len(episode.reward):04d}.npz"
-    temporary = folder / f".{final.name}.tmp"  # the same at every attempt, so that kills pile nothing up
-    try:
+    with atomic_path(final, suffix=".tmp") as temporary:  # whoever lists all *.npz sees whole ones alone
         with temporary.open("wb") as file:
             _write_arrays(file, fields)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the old one goes
         for path in old:  # first, so that a kill in between can't leave two files of one index
             if path != final:
                 path.unlink()
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
     return final
 
 

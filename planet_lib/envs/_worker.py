@@ -24,6 +24,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from planet_lib._errors import NonFiniteError
+from planet_lib._shapes import shown
 from planet_lib.envs._slots import END_SECONDS, Description, LostError, RefusedError, call, describe
 from planet_lib.envs.rendering import draw_only
 
@@ -45,7 +46,7 @@ class Worker:
     """
 
     def __init__(self, make: bytes, *, name: str, timeout: float) -> None:
-        self._make, self._name, self._timeout = make, name, timeout
+        self._make, self._name, self._timeout, self._owner = make, name, timeout, os.getpid()
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
         self.restart()
@@ -60,13 +61,24 @@ class Worker:
         return described
 
     def ask(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Send a question. A worker that died is noticed when it should answer; one that was given up starts anew."""
+        """Send a question. A worker that died is noticed when it should answer; one that was given up starts anew.
+
+        Raises:
+            TypeError: an argument cannot be pickled; nothing was sent.
+        """
         if self._process is None:
             self.restart()
+        try:
+            question = ForkingPickler.dumps((self._asked + 1, name, args, kwargs))
+        except Exception as error:  # pickling runs what the objects define, and that raises anything
+            raise TypeError(
+                f"{name!r} must be given what can be pickled, since a worker is another process, got "
+                f"{shown((args, kwargs))} ({type(error).__name__}: {error}): pass plain values and arrays"
+            ) from error
         self._asked += 1
         self._asked_at = time.monotonic()
         with contextlib.suppress(OSError):
-            self._pipe.send((self._asked, name, args, kwargs))
+            self._pipe.send_bytes(question)
 
     def answer(self) -> Any:
         """Wait for the answer to the last question; the process is well after it, except after a mere `LostError`."""
@@ -99,8 +111,10 @@ class Worker:
         self._pipe.close()
 
     def end(self, deadline: float) -> None:
-        """Let the worker close its environment, if it has one; then kill it."""
+        """Let the worker close its environment, if it has one; then kill it. A fork of this process leaves it alone."""
         self.hang_up()
+        if os.getpid() != self._owner:
+            return
         if self._process is not None and self._description is not None:
             self._process.join(max(0.0, deadline - time.monotonic()))
         self._kill()

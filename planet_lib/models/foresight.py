@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planet_lib.models.cells._fused import allows, are_plain, is_hooked
+from planet_lib.models.cells._fused import allows, are_plain, is_hooked, is_unchanged, methods_of
 from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead, MeanHead
 from planet_lib.models.cells._passes import ACTIVATIONS
 from planet_lib.models.cells.rnn import RNNCell
 from planet_lib.models.cells.rssm import RSSMCell
 from planet_lib.models.decoders import ContinueHead, RewardHead
 
+_METHODS = methods_of(RSSMCell, RNNCell)
 _AT_ONCE = 2**18  # numbers of features: more of them leave the cache, and fewer make the heads' products small
 
 
@@ -42,7 +43,7 @@ def features_ahead(cell: Any, state: Any, action: Tensor, noise: Tensor | None) 
     """
     if torch.is_grad_enabled() or type(cell) not in (RSSMCell, RNNCell) or not allows():
         return None
-    if {"prior", "features"} & cell.__dict__.keys():  # put into this object in place of its class's own
+    if not is_unchanged(cell, _METHODS):
         return None
     path, head = cell.path, cell.prior_head
     if not _knows_layers(path, head) or (noise is not None and type(head) is MeanHead):
@@ -75,6 +76,8 @@ def _knows_layers(path: Any, head: Any) -> bool:
     if type(path.gru) is not GRU or path.gru.bias_ih is None or path.gru.bias_hh is None:
         return False
     if path.activation not in ACTIVATIONS or head.activation not in ACTIVATIONS:
+        return False
+    if not all(map(is_unchanged, (path, head, path.gru))):
         return False
     layers = [*path.layers, *head.layers, head.out]
     if any(type(layer) is not nn.Linear or layer.bias is None for layer in layers):

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planet_lib._files import atomic_path, check_file
 from planet_lib._shapes import check_mapping, check_path, names_of, shown
-from planet_lib.training._files import atomic_path, check_file
 
 _FORMAT = "planet_lib checkpoint"
 _VERSION = 1
@@ -34,7 +34,8 @@ def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) ->
     """Write `payload` to `path`, so that at every moment a whole checkpoint lies there.
 
     The file is written beside its place, flushed to the disk, and moved onto `path`. The checkpoint that was there
-    stays as `previous_checkpoint(path)`. Whatever fails, the old file is as it was.
+    stays as `previous_checkpoint(path)`. Whatever fails, the old file is as it was. One process writes to a path at a
+    time (`RunDirectory.lock`). A tensor that is a part of a larger one brings all of that into the file: `clone()` it.
 
     Args:
         path: where, such as `run.checkpoint_path`.

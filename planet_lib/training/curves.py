@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planet_lib._files import atomic_path
 from planet_lib._shapes import check_path
 from planet_lib.training._curve_checks import check_errors, check_levels, check_text
-from planet_lib.training._files import atomic_path, require
+from planet_lib.training._extras import require
 from planet_lib.training.metrics import read_metrics
 
 LONGEST = 150  # characters; much more leaves no room for the curves

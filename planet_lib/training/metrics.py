@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from planet_lib._files import atomic_path, check_file
 from planet_lib._shapes import check_flag, check_mapping, check_path, is_finite, is_whole, shown
-from planet_lib.training._files import atomic_path, check_file, require
+from planet_lib.training._extras import require
 
 _NUMBERS = itertools.count()  # so that two writers of one second and process have different files
 

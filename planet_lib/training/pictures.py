@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from planet_lib._files import atomic_path
 from planet_lib._shapes import check_count, check_path, check_positive, is_whole, shown
-from planet_lib.training._files import atomic_path, require
+from planet_lib.training._extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

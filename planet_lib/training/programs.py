@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 MISTAKES = (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
@@ -62,6 +63,8 @@ def run_program(main: Callable[[], object]) -> None:
     """
     if not callable(main):
         raise TypeError(f"main must be a function without arguments, got {type(main).__name__}")
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError("run_program must be called in the main thread, got another: call main itself there")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         main()
         return

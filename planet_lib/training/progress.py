@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from planet_lib._shapes import check_count, check_positive, check_scales, check_whole, shown
-from planet_lib.training._files import require
+from planet_lib.training._extras import require
 
 
 class Progress:
@@ -24,7 +24,8 @@ class Progress:
         total: of the whole run, in `unit`, or None to show phases only.
         done: how much of it a resumed run had done before.
         unit: what the run counts.
-        stream: where to; None is the standard error stream.
+        stream: where to; None is the standard error stream. One that fails, such as a pipe whose reader has ended or
+            a log on a full disk, is not written to again: what is shown is worth no run.
         interval: seconds between lines where the stream is no terminal.
         clock: seconds, never going back.
 
@@ -63,7 +64,7 @@ class Progress:
             raise TypeError(f"stream must be an open text file or None, got {shown(stream)}")
         if not callable(given[2]):
             raise TypeError(f"clock must be a function that returns seconds, got {shown(clock)}")
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: Any = _Patient(sys.stderr if stream is None else stream)
         self._total, self._unit = total, unit
         self._interval, self._clock = interval, clock
         self._last_line = clock()
@@ -71,11 +72,10 @@ class Progress:
         # rest, and would promise an end that never comes.
         self._marks = deque([(clock(), done)], maxlen=20)
         self._tqdm = self._find_tqdm()
+        self._look = {"file": self._stream, "dynamic_ncols": True, "miniters": 1}  # looks at the clock at each update
         self._run_bar: Any = None
         if self._tqdm is not None and total is not None:
-            self._run_bar = self._tqdm(
-                total=total, initial=done, desc="run", unit=f" {unit}", file=self._stream, dynamic_ncols=True
-            )
+            self._run_bar = self._tqdm(total=total, initial=done, desc="run", unit=f" {unit}", **self._look)
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int, *, unit: str = "steps") -> Iterator["PhaseBar"]:
@@ -120,13 +120,16 @@ class Progress:
     def _find_tqdm(self) -> Any:
         if not self._stream.isatty():
             return None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             if 0 in os.get_terminal_size(self._stream.fileno()):
                 return None  # a terminal of no size, as in containers: tqdm would draw nothing on it
         try:
-            return require("tqdm", purpose="the progress bar").tqdm
+            tqdm = require("tqdm", purpose="the progress bar").tqdm
         except ImportError:
             return None
+        # Without the thread that watches over bars: what is interrupted while it draws, by Ctrl-C for one, leaves
+        # tqdm's lock taken, on which that thread would wait for ever, and the end of the program on the thread.
+        return type("Bar", (tqdm,), {"monitor_interval": 0})
 
     def _run_line(self) -> str:
         if self._total is None:
@@ -155,9 +158,7 @@ class PhaseBar:
         self._began = progress._clock()
         self._bar: Any = None
         if progress._tqdm is not None:
-            self._bar = progress._tqdm(
-                total=total, desc=name, unit=f" {unit}", file=progress._stream, leave=False, dynamic_ncols=True
-            )
+            self._bar = progress._tqdm(total=total, desc=name, unit=f" {unit}", leave=False, **progress._look)
 
     def update(self, count: int = 1, **numbers: float) -> None:
         """Count `count` more as done, and show the numbers, such as losses, beside it."""
@@ -185,6 +186,45 @@ class PhaseBar:
             if 0 < self._count < self._total:
                 line += f", {_duration((self._total - self._count) / speed)} left"
         return line + (f", {texts}" if texts else "") + self._progress._run_line()
+
+
+class _Patient:
+    """A text stream that is silent from its first failure on, or from the start where there is none.
+
+    Example:
+        >>> class Full:
+        ...     def write(self, text):
+        ...         raise OSError("No space left on device")
+        >>> stream = _Patient(Full())
+        >>> stream.write("lost"), stream.isatty(), _Patient(None).write("lost too")
+        (None, False, None)
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._target = stream
+
+    def write(self, text: str) -> None:
+        """Write, if it can be."""
+        self._try("write", text)
+
+    def flush(self) -> None:
+        """Flush, if it can be."""
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return bool(self._try("isatty"))
+
+    def _try(self, name: str, *args: str) -> Any:
+        try:
+            return None if self._target is None else getattr(self._target, name)(*args)
+        except (OSError, ValueError):  # a ValueError where it was closed
+            self._target = None
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        """Have what else the stream has, such as its encoding."""
+        return getattr(self._target, name)
 
 
 def _number(name: str, value: object) -> str:

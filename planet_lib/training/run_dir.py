@@ -1,7 +1,7 @@
 """The directory of one run: where everything that a training run writes has its place.
 
     runs/<name>/
-      settings.json             the settings, the versions they ran with, the machine, when it began
+      settings.json             the settings and their changes, the versions, the machine, when it began
       metrics.csv, tensorboard/ one row per episode and evaluation
       learning_curve.png        the same, drawn
       videos/                   reconstructions and open-loop predictions
@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from planet_lib._files import atomic_path, check_file, make_directory
 from planet_lib._shapes import check_mapping, check_path, shown
-from planet_lib.training._files import atomic_path, check_file
 
 try:
     import fcntl
@@ -55,7 +55,8 @@ class RunDirectory:
 
     Attributes:
         path: the directory itself.
-        settings: what the run was started with, as JSON gives it back: tuples have become lists, keys strings.
+        settings: what the run was started with, or what `change_settings` made of it, as JSON gives it back: tuples
+            have become lists, keys strings.
         versions: of Python, torch, planet_lib and the simulators that were installed at the start.
         machine: the platform, the processor, its vector instructions and torch's number of threads at the start.
 
@@ -97,7 +98,7 @@ class RunDirectory:
             "machine": machine,
             "command": sys.argv,
         }
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(directory.parent)
         try:
             directory.mkdir()
         except FileExistsError:
@@ -148,6 +149,46 @@ class RunDirectory:
         facts = {name: record[name] for name in ("versions", "machine") if isinstance(record.get(name), dict)}
         return cls(path=directory, settings=settings, **facts)
 
+    def change_settings(self, settings: Mapping[str, Any]) -> list[str]:
+        """Make these the settings from here on, for this process and for every later `open`.
+
+        A resumed run may be given other settings than it began with. They are written to `settings.json` at once, with
+        the time and the command, so that whoever resumes it next gets them without asking. Where nothing differs,
+        nothing is written. Call it with the run's `lock` held.
+
+        Args:
+            settings: all of them, as for `create`; names that they lack are dropped.
+
+        Returns:
+            One text for each that the run had before with another value, such as "batch_size 50 (was 25)".
+
+        Raises:
+            TypeError: a setting is not a plain value. Raised before anything is written.
+            OSError: the disk is full, or the place not writable; the old settings are kept.
+
+        Example:
+            >>> import tempfile
+            >>> run = RunDirectory.create(Path(tempfile.mkdtemp()) / "first", {"seed": 0, "batch_size": 25})
+            >>> run.change_settings({"seed": 0, "batch_size": 50})
+            ['batch_size 50 (was 25)']
+            >>> RunDirectory.open(run.path).settings["batch_size"]
+            50
+        """
+        check_mapping("settings", settings)
+        plain = {name: _plain_setting(name, value) for name, value in settings.items()}
+        if plain == self.settings:
+            return []
+        was = {name: value for name, value in self.settings.items() if name not in plain or plain[name] != value}
+        record = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        changes = [*record.get("changes", []), {"changed": now, "command": sys.argv, "settings_before": was}]
+        with atomic_path(self.settings_path) as temporary:
+            text = json.dumps({**record, "settings": plain, "changes": changes}, indent=2)
+            temporary.write_text(text + "\n", encoding="utf-8")
+        self.settings.clear()
+        self.settings.update(plain)
+        return [f"{name} {plain[name]} (was {value})" for name, value in was.items() if name in plain]
+
     def differences(self) -> list[str]:
         """Return what is not as it was when the run began, of all on which its numbers depend bit for bit.
 
@@ -164,15 +205,18 @@ class RunDirectory:
             if name in was and was[name] != here.get(name)
         ]
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator["RunDirectory"]:
         """Keep every other process from writing to this run, until the returned context is left or this process ends.
 
-        Where the system or the file system has no such locks, nothing is locked.
+        The context gives the run itself. Enter it before the checkpoint is read: another process may be about to write
+        the next one. Where the system or the file system has no such locks, nothing is locked.
 
         Raises:
             BlockingIOError: another process has it, when the context is entered.
         """
-        return _locked(self.path / ".lock", f"run {self.path}")
+        with _locked(self.path / ".lock", f"run {self.path}"):
+            yield self
 
     @property
     def settings_path(self) -> Path:

@@ -1,10 +1,10 @@
 """Episode files: whole or absent, and never trusted."""
 
+import errno
 import os
 import pickle
 import re
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +64,7 @@ def test_a_file_of_an_array_is_laid_out_as_it_always_was(tmp_path, make_episode)
     [
         ({}, ValueError, "episode.obs must have at least one entry"),
         ({"a/b": 1}, ValueError, "episode.obs must have printable names without slash, .* got 'a/b'"),
+        ({"ä" * 101: 1}, ValueError, "episode.obs must have names of at most 200 bytes, got one of 202; rename it"),
         ({1: 1}, TypeError, "episode.obs must have strings as names, got 1"),
         ({"a": {"b": 1}}, TypeError, r"episode.obs\['a'\] must be a NumPy array, got a dictionary; flatten nested"),
         ({"a": [1]}, TypeError, r"episode.obs\['a'\] must be a NumPy array, got list"),
@@ -159,7 +160,7 @@ def test_an_episode_is_replaced_when_asked_and_its_neighbours_stay(tmp_path, mak
     assert len(os.listdir(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(("owner", "name", "length"), [(os, "fsync", 6), (os, "fsync", 5), (Path, "replace", 5)])
+@pytest.mark.parametrize(("owner", "name", "length"), [(os, "fsync", 6), (os, "fsync", 5), (os, "replace", 5)])
 def test_a_replacement_that_fails_leaves_the_old_episode(tmp_path, make_episode, monkeypatch, owner, name, length):
     path = save_episode(tmp_path, make_episode(1, 5), 7)
 
@@ -171,6 +172,16 @@ def test_a_replacement_that_fails_leaves_the_old_episode(tmp_path, make_episode,
         save_episode(tmp_path, make_episode(2, length), 7, replace=True)
     assert_equal(make_episode(1, 5), load_episode(path))
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_write_that_fails_names_the_file(tmp_path, make_episode, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*episode-000007-0005.npz'"):
+        save_episode(tmp_path, make_episode(1, 5), 7)
+    assert os.listdir(tmp_path) == []
 
 
 def test_two_files_of_one_index_are_named(tmp_path, make_episode):
@@ -211,9 +222,10 @@ def test_the_file_is_flushed_to_the_disk_before_it_gets_its_name(tmp_path, make_
 
     monkeypatch.setattr(os, "fsync", record)
     path = save_episode(tmp_path, make_episode(0, 4), 0)
-    assert len(present) == 1
-    assert path.name not in present[0]
-    assert path.name in os.listdir(tmp_path)
+    *before, after = present
+    assert before
+    assert not any(path.name in names for names in before)
+    assert after == [path.name]  # then its name is flushed, too
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

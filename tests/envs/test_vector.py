@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import closing
 
 import cloudpickle
@@ -61,7 +62,10 @@ class Stairs(gymnasium.Env):
         if options:
             self.t = options["start"]
         self.go_wrong("reset")
-        return np.array([-1 if seed is None else seed, self.t, 0.0]), {"length": 2 + (seed or 0) % 5}
+        infos = {"length": 2 + (seed or 0) % 5}
+        if options and "endless" in options:
+            infos["itself"] = infos
+        return np.array([-1 if seed is None else seed, self.t, 0.0]), infos
 
     def step(self, action):
         self.t += 1
@@ -339,6 +343,46 @@ def test_asking_in_vain_ends_no_worker_and_reading_in_vain_no_episode(stairs):
     with pytest.raises(gymnasium.error.ResetNeeded):
         stairs.step(np.zeros((2, 1)))
     assert children() == pids
+
+
+def test_what_cannot_be_sent_is_named_and_no_worker_ends_of_it(stairs):
+    pids = children()
+    for ask, name in (
+        (lambda: stairs.call("open_files", lambda: 1), "open_files"),
+        (lambda: stairs.reset(options={"start": lambda: 1}), "reset"),
+    ):
+        with pytest.raises(TypeError, match=rf"^'{name}' must be given what can be pickled, .* got .*<lambda>"):
+            ask()
+    stairs.reset(seed=[3, 4])
+    assert stairs.get_attr("seed") == (3, 4)
+    assert children() == pids
+
+
+def test_infos_that_hold_themselves_come_some_levels_deep(envs):
+    _, infos = envs.reset(seed=[3, 4], options={"start": 0, "endless": True})
+    for _ in range(33):
+        assert infos["length"].tolist() == [5, 6]
+        infos = infos["itself"]
+    assert infos.dtype == object
+
+
+def test_a_fork_leaves_the_workers_alone():
+    with closing(make_vector_env(Stairs, 2, obs="state")) as envs:
+        envs.reset(seed=[3, 4])
+        workers = children()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which this is about
+            child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                envs.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert children() == workers
+        assert envs.step(np.zeros((2, 1)))[4]["restored"].tolist() == [False, False]
 
 
 def test_reading_tensors_over_and_over_opens_no_files_that_stay(stairs):

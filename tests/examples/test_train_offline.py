@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -120,6 +121,30 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(folder, whole, tmp_pat
     example.main(["--resume", str(run)])
     states = [load_checkpoint(each / "checkpoint.pt")["model"] for each in (run, whole)]
     torch.testing.assert_close(states[0], states[1], rtol=0.0, atol=0.0)
+
+
+def test_what_is_changed_with_resume_holds_for_every_later_one(whole, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def while_locked(path, **settings):
+        with pytest.raises(BlockingIOError):
+            example.training.RunDirectory.open(cut).lock().__enter__()
+        return load_checkpoint(path, **settings)
+
+    alone, cut = (shutil.copytree(whole, tmp_path / name) for name in ("alone", "cut"))
+    changes = ["--batch-size", "3", "--updates", "6"]
+    example.main(["--resume", str(alone), *changes])
+    with monkeypatch.context() as patch:
+        patch.setattr(example.training, "update", interrupted)
+        patch.setattr(example.training, "load_checkpoint", while_locked)
+        example.main(["--resume", str(cut), *changes])
+    assert capsys.readouterr().err.count("\nfrom here on: batch_size 3 (was 2)\n") == 2
+    example.main(["--resume", str(cut)])
+    assert "from here on" not in capsys.readouterr().err
+    states = [load_checkpoint(each / "checkpoint.pt") for each in (alone, cut)]
+    assert states[0]["done"]["updates"] == states[1]["done"]["updates"] == 6
+    torch.testing.assert_close(states[0]["model"], states[1]["model"], rtol=0.0, atol=0.0)
 
 
 def test_episodes_kept_aside_are_spread_evenly_and_never_trained_on(folder, tmp_path, monkeypatch):

@@ -139,11 +139,42 @@ def test_ctrl_c_at_any_moment_leaves_a_run_that_goes_on_to_the_same_end(whole, t
 
     monkeypatch.setattr(where, place, interrupted)
     run = train(tmp_path)
-    assert f"go on with: --resume {run}" in capsys.readouterr().err
+    kept = load_checkpoint(run / "checkpoint.pt")["done"]["episodes"]
+    assert f"stopped after {kept} episodes; go on with: --resume {run}" in capsys.readouterr().err
     monkeypatch.undo()
     train_planet.main(["--resume", str(run)])
     torch.testing.assert_close(weights_of(run), weights_of(whole), rtol=0.0, atol=0.0)
     assert [row["kind"] for row in rows_of(run)] == [row["kind"] for row in rows_of(whole)]
+
+
+def test_what_is_changed_with_resume_holds_for_every_later_one(whole, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    alone, cut = (shutil.copytree(whole, tmp_path / name) for name in ("alone", "cut"))
+    changes = ["--batch-size", "3", "--num-episodes", "3"]
+    train_planet.main(["--resume", str(alone), *changes])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_planet.training, "update", interrupted)
+        train_planet.main(["--resume", str(cut), *changes])
+    assert capsys.readouterr().err.count("from here on: num_episodes 3 (was 2), batch_size 3 (was 2)") == 2
+    train_planet.main(["--resume", str(cut)])
+    said = capsys.readouterr().err
+    assert "done after 5 episodes" in said
+    assert "from here on" not in said
+    torch.testing.assert_close(weights_of(cut), weights_of(alone), rtol=0.0, atol=0.0)
+
+
+def test_a_checkpoint_is_read_once_no_other_process_can_write_the_next_one(whole, tmp_path, monkeypatch):
+    run, original = shutil.copytree(whole, tmp_path / "run"), train_planet.training.load_checkpoint
+
+    def while_locked(path, **settings):
+        with pytest.raises(BlockingIOError):
+            train_planet.RunDirectory.open(run).lock().__enter__()
+        return original(path, **settings)
+
+    monkeypatch.setattr(train_planet.training, "load_checkpoint", while_locked)
+    train_planet.main(["--resume", str(run)])
 
 
 def test_ctrl_c_in_the_first_episode_leaves_a_run_that_goes_on_to_the_same_end(whole, tmp_path, monkeypatch, capsys):

@@ -68,6 +68,12 @@ def resumed(content, resume_at):
     return writer(resume_at=resume_at)
 
 
+def changed(path, settings):
+    run = RunDirectory.open(path)
+    run.change_settings(settings)
+    return run.settings
+
+
 def opened(content):
     put("run/settings.json", content)
     return RunDirectory.open("run")
@@ -166,6 +172,15 @@ ENTRIES = [
         lambda: {"path": RunDirectory.create("run", {"seed": 1}).path},
         settings_are_plain,
         state=contents,
+        errors=(OSError,),
+    ),
+    Entry(
+        "training.RunDirectory.change_settings",
+        changed,
+        lambda: {"path": RunDirectory.create("run", {"seed": 1}).path, "settings": {"seed": 0, "sizes": (1, 2.5)}},
+        lambda given, answer: repr(RunDirectory.open("run").settings) == repr(answer) or pytest.fail("other settings"),
+        state=contents,
+        also={"settings": [{"a": {"b": {1: 2}}}, {"a": torch.ones(1)}, {"a": {1}}, {"a": float("nan")}]},
         errors=(OSError,),
     ),
     Entry(

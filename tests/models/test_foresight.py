@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from planet_lib.models import ContinueHead, Decoder, RewardHead, VectorEncoder, WorldModel, foresight
 from planet_lib.models.cells import RNNCell, RSSMCell, SSMCell
-from planet_lib.models.cells._parts import GRU, DeterministicPath
+from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead
 from planet_lib.models.foresight import features_ahead
 from planet_lib.planning import CEMPlanner, LatentDynamics
 from planet_lib.types import State
@@ -98,6 +98,8 @@ CHANGES = {
     "a deviation that is not finite": lambda cell: cell.prior_head.out.bias.data[-1:].fill_(torch.inf),
     "prior": lambda cell: override(cell, "prior"),
     "features": lambda cell: override(cell, "features"),
+    "the head's distribution": lambda cell: override(cell.prior_head, "distribution"),
+    "the path's hidden layers": lambda cell: override(cell.path, "hidden"),
     **{
         f"{what} {name}": lambda cell, change=change, find=find: change(find(cell))
         for what, change in (("watched", watch), ("overridden", override))
@@ -122,6 +124,20 @@ def test_what_was_changed_in_a_cell_is_left_to_the_cell(change):
     assert features_ahead(cell, state, action, None) is not None
     change(cell)
     assert features_ahead(cell, state, action, None) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(RSSMCell, "prior"), (RSSMCell, "features"), (GaussianHead, "distribution"), (DeterministicPath, "hidden")],
+)
+@torch.no_grad()
+def test_what_was_changed_in_a_class_is_left_to_the_cell(kind, name, monkeypatch):
+    cell = made(RSSMCell, {}, torch.float32)
+    state, action, _ = inputs(cell, torch.float32)
+    monkeypatch.setattr(kind, name, lambda *_: None)
+    assert features_ahead(cell, state, action, None) is None
+    monkeypatch.undo()
+    assert features_ahead(cell, state, action, None) is not None
 
 
 @pytest.mark.parametrize(

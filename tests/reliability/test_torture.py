@@ -65,7 +65,7 @@ def randomness_changed(state):
 
 
 def left_over(state):
-    state.files["episodes/.episode-000003-0021.npz.tmp"] = 0
+    state.files["episodes/.episode-000003-0021.partial.tmp"] = 0
 
 
 def picture_old(state):
@@ -82,7 +82,7 @@ def picture_old(state):
         (weight_changed, r"differs from the reference in \['checkpoint.model"),
         (moment_changed, r"differs from the reference in \['checkpoint.optimizer.state.0.exp_avg'\]"),
         (randomness_changed, r"differs from the reference in \['checkpoint.rng.torch'\]"),
-        (left_over, "files too many: {'episodes/.episode-000003-0021.npz.tmp'}"),
+        (left_over, "files too many: {'episodes/.episode-000003-0021.partial.tmp'}"),
         (picture_old, r"pictures \['learning_curve.png'\] are not those"),
     ],
 )

@@ -21,7 +21,7 @@ UNPICKLERS = {"load", "loads", "open", "decode", "Unpickler"}
 PIPES = {"planet_lib/envs/_worker.py", "benchmarks/environments.py"}  # both ends are ours
 IMPORT = {"importlib.import_module", "__import__", "runpy.run_path"}
 IMPORTERS = {
-    *("planet_lib/envs/gym.py", "planet_lib/training/_files.py"),  # "gym:MODULE:ID", and the packages of an extra
+    *("planet_lib/envs/gym.py", "planet_lib/training/_extras.py"),  # "gym:MODULE:ID", and the packages of an extra
     *("benchmarks/planners/peers.py", "benchmarks/updates/peers.py", "benchmarks/world_model.py"),  # peers' checkouts
 }
 NEVER = {

@@ -40,7 +40,7 @@ FILLS = (
     {"how": "fill", "what": "checkpoint", "count": 3, "size": 100_000},
     {"how": "quota", "what": "row", "count": 1, "size": 40},
 )
-LOCKS = ({"how": "lock", "what": "episode", "count": 2}, {"how": "lock", "what": "checkpoint", "count": 1})
+LOCKS = ({"how": "lock", "what": "episode", "count": 3}, {"how": "lock", "what": "checkpoint", "count": 1})
 _WEIGHTS = {
     "checkpoint": 4,
     "previous checkpoint": 3,
@@ -94,7 +94,7 @@ def draw_end(random: np.random.Generator, reference: Reference, before: State) -
         steps = sum(kind == what for kind, _ in reference.life.steps)
         return {"plan": {"how": "kill", "what": what, "count": int(random.integers(1, 2 + steps // 3))}}
     # Files that are moved into their place are opened twice, to write them and to wait for the disk.
-    count = int(random.integers(1, 4)) if what in ("episode", "row") else int(random.choice([1, 3]))
+    count = int(random.integers(1, 4)) if what == "row" else int(random.choice([1, 3]))
     size = int(random.integers(1, reference.sizes[what]))
     return {"plan": {"how": "half", "what": what, "count": count, "size": size}}
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from planet_lib.training._files import atomic_path, require
+from planet_lib._files import atomic_path
+from planet_lib.training._extras import require
 
 
 def full_disk(*args, **kwargs):

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -59,6 +60,13 @@ def test_what_cannot_be_is_named(call, name):
     with pytest.raises(TypeError, match=f"^{name} must be"):
         call()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_is_told_so():
+    with ThreadPoolExecutor() as threads:
+        error = threads.submit(run_program, print).exception()
+    assert isinstance(error, ValueError)
+    assert str(error).startswith("run_program must be called in the main thread, got another")
 
 
 def test_ctrl_c_while_the_program_runs_is_caught_and_after_it_ends_the_process_in_silence():

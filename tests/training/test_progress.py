@@ -1,5 +1,7 @@
+import errno
 import io
 import os
+import threading
 
 import pytest
 
@@ -100,6 +102,61 @@ def test_a_phase_that_fails_takes_its_bar_away_and_lets_the_error_through():
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert len(getattr(tqdm, "_instances", ())) == 0
+
+
+class Broken(Terminal):
+    """Fails at everything from its third write on."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = 0
+
+    def write(self, text):
+        self.writes += 1
+        if self.writes > 2:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_stream_that_fails_is_left_alone_and_the_run_goes_on(is_terminal, monkeypatch):
+    stream = Broken()
+    monkeypatch.setattr(Terminal, "isatty", lambda self: is_terminal)
+    progress = Progress(100, stream=stream, interval=0)
+    for _ in range(5):
+        with progress.phase("updates", total=4, unit="updates") as bar:
+            bar.update(4, loss=0.5)
+        progress.advance(20)
+        progress.say("evaluation: 512")
+    progress.close()
+    assert stream.writes == 3
+
+
+def test_without_any_stream_it_is_silent(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    progress = Progress(100)
+    with progress.phase("updates", total=4) as bar:
+        bar.update(4)
+    progress.say("nobody hears it")
+
+
+class Interrupting(Terminal):
+    """Where Ctrl-C is pressed while a bar is drawn."""
+
+    def write(self, text):
+        if "50%" in text:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_no_thread_waits_for_ever_after_ctrl_c_while_a_bar_is_drawn():
+    pytest.importorskip("tqdm")
+    before = threading.active_count()
+    progress = Progress(4, stream=Interrupting())
+    progress.advance(1)
+    with pytest.raises(KeyboardInterrupt):
+        Progress(4, done=2, stream=Interrupting())
+    assert threading.active_count() == before
 
 
 def test_a_terminal_without_tqdm_gets_lines(monkeypatch):

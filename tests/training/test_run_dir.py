@@ -28,6 +28,53 @@ def test_the_settings_file_says_what_ran_where_and_when(tmp_path):
     assert record["machine"]["cpus"] == os.cpu_count()
 
 
+def test_changed_settings_hold_for_whoever_opens_the_run_and_the_old_ones_are_remembered(tmp_path, monkeypatch):
+    run = RunDirectory.create(tmp_path / "run", {"seed": 0, "batch_size": 50, "old": True})
+    started = json.loads(run.settings_path.read_text())["started"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume"])
+    assert run.change_settings({"seed": 0, "batch_size": (20, 5), "new": 1.5}) == ["batch_size [20, 5] (was 50)"]
+    assert run.change_settings({"seed": 1, "batch_size": [20, 5], "new": 1.5}) == ["seed 1 (was 0)"]
+    opened = RunDirectory.open(run.path)
+    assert opened == run
+    assert opened.settings == {"seed": 1, "batch_size": [20, 5], "new": 1.5}
+    record = json.loads(run.settings_path.read_text())
+    assert record["started"] == started
+    assert [change["settings_before"] for change in record["changes"]] == [{"batch_size": 50, "old": True}, {"seed": 0}]
+    assert record["changes"][0]["command"] == ["train.py", "--resume"]
+
+
+def test_settings_that_are_the_same_are_not_written(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", SETTINGS)
+    run.settings_path.unlink()
+    assert run.change_settings(SETTINGS) == []
+    assert not run.settings_path.exists()
+
+
+@pytest.mark.parametrize(("settings", "error"), [({"seed": {1}}, TypeError), ({"seed": 1}, OSError), (3, TypeError)])
+def test_settings_that_cannot_be_written_leave_the_old_ones(tmp_path, monkeypatch, settings, error):
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = RunDirectory.create(tmp_path / "run", {"seed": 0})
+    before = run.settings_path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(error):
+        run.change_settings(settings)
+    assert run.settings == {"seed": 0}
+    assert run.settings_path.read_bytes() == before
+    assert sorted(os.listdir(run.path)) == ["episodes", "settings.json", "videos"]
+
+
+def test_a_locked_run_is_what_the_lock_gives_and_nobody_else_gets_it(tmp_path):
+    path = RunDirectory.create(tmp_path / "run", SETTINGS).path
+    with RunDirectory.open(path).lock() as run:
+        assert run == RunDirectory.open(path)
+        with pytest.raises(BlockingIOError, match=r"^run .*run must be written by one process at a time"):
+            run.lock().__enter__()
+    with run.lock():
+        pass
+
+
 def test_every_file_of_a_run_lies_in_its_directory(tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     names = {

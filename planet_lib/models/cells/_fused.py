@@ -4,7 +4,7 @@
 several gradients at once, are taken through the plain loop, made anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead,
 from planet_lib.types import State
 
 Head = GaussianHead | MeanHead
+_REPLACED = ("prior", "features", "forward", "hidden", "hidden_from", "split", "distribution")
 # Of path, head, state, embed, action, is_first and noise.
 PlainLoop = Callable[[DeterministicPath, Head, State, Tensor, Tensor, Tensor, Tensor | None], State]
 
@@ -57,6 +58,8 @@ def _knows_layers(path: DeterministicPath, head: Head, noise: Tensor | None) -> 
     if type(path) is not DeterministicPath or type(head) is not (MeanHead if noise is None else GaussianHead):
         return False
     if type(path.gru) is not GRU or path.gru.kind != "reset_after":
+        return False
+    if not all(map(is_unchanged, (path, head, path.gru))):
         return False
     if path.activation not in _passes.ACTIVATIONS or head.activation != path.activation:
         return False
@@ -219,6 +222,21 @@ def _weights(path: DeterministicPath, head: Head) -> list[Tensor]:
     of_path = [tensor for layer in path.layers for tensor in (layer.weight, layer.bias)]
     of_head = [tensor for layer in (*head.layers, head.out) for tensor in (layer.weight, layer.bias)]
     return [*of_path, gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh, *of_head]
+
+
+def methods_of(*kinds: type[nn.Module]) -> dict[tuple[type[nn.Module], str], Any]:
+    """The methods, as these classes have them now, for which the fast loops stand."""
+    return {(kind, name): getattr(kind, name) for kind in kinds for name in _REPLACED if hasattr(kind, name)}
+
+
+_METHODS = methods_of(DeterministicPath, GaussianHead, MeanHead, GRU)
+
+
+def is_unchanged(part: nn.Module, methods: Mapping[tuple[type[nn.Module], str], Any] = _METHODS) -> bool:
+    """Whether the part has the methods of its class, and the class those that it was written with."""
+    return not any(name in part.__dict__ for name in _REPLACED) and all(
+        getattr(kind, name) is method for (kind, name), method in methods.items() if kind is type(part)
+    )
 
 
 def is_hooked(module: nn.Module) -> bool:

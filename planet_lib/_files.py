@@ -1,26 +1,23 @@
-"""Files that are whole or not there, and imports that name the extra they come from.
+"""Files that are whole or not there. For this package alone.
 
 Every file of a run is written beside its place and moved onto it once it is whole, so a full disk, Ctrl-C or a power
 cut leaves the old file readable. Knows nothing about what the files hold.
 """
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-
-from planet_lib._signals import ctrl_c_waits
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, suffix: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it onto `path` when the block ends without an exception.
 
-    The temporary name keeps the extension, by which encoders know the format. It is the same at every call, so what a
-    killed process left behind is overwritten by the next write instead of piling up. Missing parent directories are
-    made. On any exception, Ctrl-C included, the temporary file is removed and `path` is left as it was.
+    The temporary name keeps the extension, by which encoders know the format, or has the suffix that is given. It is
+    the same at every call, so what a killed process left behind is overwritten by the next write instead of piling up.
+    Missing parent directories are made. On any exception, Ctrl-C included, the temporary file is removed and `path` is
+    left as it was.
 
     Example:
         >>> import tempfile
@@ -31,8 +28,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ('whole', False)
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
+    make_directory(target.parent)
+    temporary = target.with_name(f".{target.stem}.partial{target.suffix if suffix is None else suffix}")
     try:
         yield temporary
         sync(temporary)
@@ -45,6 +42,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             error.filename = str(target)  # a write that fails does not say of which file
         raise
     sync_directory(target.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents where they are missing, so that a power cut leaves them there."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_directory(each.parent)
 
 
 def check_file(path: Path) -> None:
@@ -69,24 +74,3 @@ def sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def require(module: str, *, purpose: str) -> ModuleType:
-    """Import a module of the `train` extra, or raise an `ImportError` that says how to install it.
-
-    Example:
-        >>> require("no_such_module", purpose="the video")
-        Traceback (most recent call last):
-            ...
-        ImportError: the video needs no_such_module, which is not installed: pip install 'planet-worldmodel[train]' \
-(from a checkout: pip install -e '.[train]')
-    """
-    try:
-        with ctrl_c_waits():
-            return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"{purpose} needs {package}, which is not installed: pip install 'planet-worldmodel[train]' "
-            "(from a checkout: pip install -e '.[train]')"
-        ) from error

@@ -127,9 +127,7 @@ class Progress:
             tqdm = require("tqdm", purpose="the progress bar").tqdm
         except ImportError:
             return None
-        # Without the thread that watches over bars: what is interrupted while it draws, by Ctrl-C for one, leaves
-        # tqdm's lock taken, on which that thread would wait for ever, and the end of the program on the thread.
-        return type("Bar", (tqdm,), {"monitor_interval": 0})
+        return _interruptible(tqdm)
 
     def _run_line(self) -> str:
         if self._total is None:
@@ -186,6 +184,27 @@ class PhaseBar:
             if 0 < self._count < self._total:
                 line += f", {_duration((self._total - self._count) / speed)} left"
         return line + (f", {texts}" if texts else "") + self._progress._run_line()
+
+
+def _interruptible(tqdm: Any) -> Any:
+    """A tqdm that gives its lock back whatever happens while it draws, Ctrl-C for one.
+
+    Otherwise the thread that watches over tqdm's bars would wait for the lock for ever, and the end of the program for
+    the thread. These bars need none: they look at the clock at every update.
+    """
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm is imported where it is installed
+        monitor_interval = 0
+
+        def refresh(self, nolock: bool = False, lock_args: Any = None) -> Any:
+            with contextlib.nullcontext() if nolock else self.get_lock():
+                return super().refresh(nolock=True)
+
+        def clear(self, nolock: bool = False) -> Any:
+            with contextlib.nullcontext() if nolock else self.get_lock():
+                return super().clear(nolock=True)
+
+    return Bar
 
 
 class _Patient:

@@ -10,6 +10,7 @@ nothing is left out in silence. The exit status is 0 if no test failed, and ever
 that the classifiers in pyproject.toml name.
 
     python tests/reliability/matrix.py --write                        # everything, in hours; `make matrix`
+    python tests/reliability/matrix.py --write --jobs 2               # two rows at a time, for a core each
     python tests/reliability/matrix.py --versions oldest --tests tests/models -q
 
 PyPI's torch for Linux brings gigabytes of CUDA libraries. With PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -17,6 +18,7 @@ in the environment, pip takes the small build of the same version.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -25,11 +27,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +50,8 @@ RESULTS = ROOT / "docs" / "results" / "supported-versions" / "supported-versions
 BEGIN, END = "<!-- table: written by tests/reliability/matrix.py -->", "<!-- end of the table -->"
 SHOWN = ("torch", "numpy", "gymnasium", "mujoco", "dm-control", "einops", "typing-extensions")
 NOT_COPIED = (".git", ".venv", "venv", "runs", "build", "dist", "_build", "__pycache__", ".hypothesis", "*_cache")
+RUNNING: set[int] = set()  # the processes of all rows that are made now
+ENDING = threading.Event()
 Row = dict[str, Any]
 
 
@@ -130,15 +136,20 @@ def run(command: Sequence[str | Path], *, seconds: float, folder: Path) -> subpr
     """Run a command away from this program's own environment, and end all its processes where it takes too long."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        if ENDING.is_set():
+            raise NotMadeError("the matrix was interrupted")
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
         )
+        RUNNING.add(process.pid)
         try:
             status = process.wait(seconds)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
+        finally:
+            RUNNING.discard(process.pid)
         output.seek(0)
         return subprocess.CompletedProcess([str(part) for part in command], status, output.read())
 
@@ -284,6 +295,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--extras", default="all,dev", help="extras to install (default: all,dev)")
     parser.add_argument("--folder", type=Path, help="where the environments are made and removed (default: TMPDIR)")
     parser.add_argument("--logs", type=Path, help="keep pytest's output here")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that are made at once")
     parser.add_argument("--install-time", type=float, default=3600, help="seconds for one call of pip")
     parser.add_argument("--test-time", type=float, default=7200, help="seconds for the tests of one environment")
     parser.add_argument("--json", type=Path, default=Path("matrix.json"), help="results; rows of earlier runs are kept")
@@ -295,20 +307,35 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def end_all() -> None:
+    """Kill what runs for any row, with all that it started, and let nothing more begin."""
+    ENDING.set()
+    for pid in list(RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
 def main() -> int:
     """Make each row of the table, and say whether all is well."""
     args = arguments()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {text.rpartition(" ")[2] for text in project["classifiers"] if text.startswith("Programming Language")}
+    requires = project["requires-python"]
     checkout, status = commit(), 0  # named before the first row changes the table in it
-    for versions in args.versions:
-        for python in args.python or pythons(project["requires-python"]):
-            row = one_row(python, versions, args, checkout)
-            record(row, args)
-            if "passed" not in row and row["python"].rpartition(".")[0] not in declared:
-                continue  # nobody said that it could be made
-            if row["outcome"] != "passed":
-                status = 1
+    places = [(python, versions) for versions in args.versions for python in args.python or pythons(requires)]
+    with ThreadPoolExecutor(args.jobs) as threads:
+        made = [threads.submit(one_row, python, versions, args, checkout) for python, versions in places]
+        try:
+            for row in (each.result() for each in as_completed(made)):
+                record(row, args)
+                if "passed" not in row and row["python"].rpartition(".")[0] not in declared:
+                    continue  # nobody said that it could be made
+                if row["outcome"] != "passed":
+                    status = 1
+        except BaseException:  # Ctrl-C, which reaches no thread but this one
+            end_all()
+            threads.shutdown(cancel_futures=True)
+            raise
     return status
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_the_status_is_that_of_the_tests_and_of_the_pythons_that_the_classifiers
     changes, status, row, monkeypatch
 ):
     rows = [{name: value for name, value in (row | change).items() if value is not None} for change in changes]
-    monkeypatch.setattr(matrix, "arguments", lambda: SimpleNamespace(versions=["oldest"], python=rows))
+    monkeypatch.setattr(matrix, "arguments", lambda: SimpleNamespace(versions=["oldest"], python=rows, jobs=2))
     monkeypatch.setattr(matrix, "one_row", lambda python, *_: python)
     monkeypatch.setattr(matrix, "record", lambda *_: None)
     assert matrix.main() == status
@@ -145,13 +146,58 @@ def test_the_status_is_that_of_the_tests_and_of_the_pythons_that_the_classifiers
 
 def test_all_rows_name_the_commit_of_the_start_though_each_changes_the_table(row, monkeypatch):
     names, made_from = iter(["0123abc", "0123abc-dirty"]), []
-    pythons = SimpleNamespace(versions=["oldest", "newest"], python=[Path(sys.executable)])
+    pythons = SimpleNamespace(versions=["oldest", "newest"], python=[Path(sys.executable)], jobs=1)
     monkeypatch.setattr(matrix, "arguments", lambda: pythons)
     monkeypatch.setattr(matrix, "commit", lambda: next(names))
     monkeypatch.setattr(matrix, "one_row", lambda *given: made_from.append(given[-1]) or row)
     monkeypatch.setattr(matrix, "record", lambda *_: None)
     assert matrix.main() == 0
     assert made_from == ["0123abc", "0123abc"]
+
+
+def test_as_many_rows_are_made_at_once_as_asked_for(row, monkeypatch):
+    meeting, recorded = threading.Barrier(2), []
+
+    def one_row(python, versions, *_):
+        meeting.wait(60)  # for the other one
+        return row | {"versions": versions}
+
+    given = SimpleNamespace(versions=["oldest", "newest"], python=[Path(sys.executable)], jobs=2)
+    monkeypatch.setattr(matrix, "arguments", lambda: given)
+    monkeypatch.setattr(matrix, "one_row", one_row)
+    monkeypatch.setattr(matrix, "record", lambda row, _: recorded.append(row["versions"]))
+    assert matrix.main() == 0
+    assert sorted(recorded) == ["newest", "oldest"]
+
+
+def test_ctrl_c_ends_all_rows_at_once_and_what_they_started(row, tmp_path, monkeypatch):
+    def one_row(python, versions, *_):
+        if versions == "oldest":
+            while not (tmp_path / "child").exists():
+                time.sleep(0.01)
+            return row
+        matrix.run(
+            ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/child; wait"],
+            seconds=60,
+            folder=tmp_path,
+        )
+        matrix.run(["touch", tmp_path / "later"], seconds=60, folder=tmp_path)
+        return row
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    given = SimpleNamespace(versions=["oldest", "newest"], python=[Path(sys.executable)], jobs=2)
+    monkeypatch.setattr(matrix, "arguments", lambda: given)
+    monkeypatch.setattr(matrix, "one_row", one_row)
+    monkeypatch.setattr(matrix, "record", interrupted)
+    monkeypatch.setattr(matrix, "ENDING", threading.Event())
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        matrix.main()
+    assert time.monotonic() - began < 30
+    wait_for_the_end_of((tmp_path / "child").read_text())
+    assert not (tmp_path / "later").exists()
 
 
 def copy_of_pyproject(target):
@@ -165,7 +211,11 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     command = f"sleep 60 & echo $! > {started}; wait"
     with pytest.raises(subprocess.TimeoutExpired):
         matrix.run(["sh", "-c", command], seconds=1, folder=tmp_path)
-    process = Path("/proc") / started.read_text().strip()
+    wait_for_the_end_of(started.read_text())
+
+
+def wait_for_the_end_of(pid):
+    process = Path("/proc") / pid.strip()
     deadline = time.monotonic() + 30.0  # far below the minute that it would live; a busy machine buries late
     while is_alive(process) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -2,6 +2,7 @@ import errno
 import io
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -150,13 +151,27 @@ class Interrupting(Terminal):
 
 
 def test_no_thread_waits_for_ever_after_ctrl_c_while_a_bar_is_drawn():
-    pytest.importorskip("tqdm")
+    lock = pytest.importorskip("tqdm").tqdm.get_lock()
     before = threading.active_count()
-    progress = Progress(4, stream=Interrupting())
-    progress.advance(1)
     with pytest.raises(KeyboardInterrupt):
         Progress(4, done=2, stream=Interrupting())
+    with Progress(stream=Interrupting()).phase("updates", total=4) as bar, pytest.raises(KeyboardInterrupt):
+        draw_half(bar._bar)
     assert threading.active_count() == before
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(is_free, lock).result()
+
+
+def draw_half(bar):
+    bar.n = 2
+    bar.refresh()
+
+
+def is_free(lock):
+    taken = [each for each in lock.locks if each.acquire(False)]
+    for each in taken:
+        each.release()
+    return len(taken) == len(lock.locks)
 
 
 def test_a_terminal_without_tqdm_gets_lines(monkeypatch):

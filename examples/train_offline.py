@@ -46,13 +46,13 @@ COLLECTING = ("num_episodes", "seed_episodes", "updates_per_episode", "eval_ever
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the data, ends with one line."""
     with training.ending_in_one_line("train_offline.py"), contextlib.ExitStack() as opened:
-        train(parse(arguments), opened)
+        train(parse(arguments, opened), opened)
 
 
 def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     """Read everything, then update and report until the updates are done or Ctrl-C."""
     preset = Preset.from_settings(vars(args))
-    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name"}}
+    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name", "run"}}
     training.check_settings(settings)
     if min(args.updates, args.report_every) < 1:
         raise ValueError(f"--updates and --report-every must be at least 1, got {args.updates}, {args.report_every}")
@@ -60,10 +60,9 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         raise ValueError(f"--holdout must be above 0 and below 1, got {args.holdout:g}")
     device = training.choose_device(args.device)
     name = "-".join(["offline", Path(args.sources[0]).stem, args.cell, args.preset, f"seed{args.seed}"])
-    resumed, saved, path = None, None, Path(args.resume or Path(args.out) / (args.name or name))
+    saved, path = None, Path(args.resume or Path(args.out) / (args.name or name))
     if args.resume:
-        resumed = opened.enter_context(training.RunDirectory.open(path).lock())  # before another process writes more
-        saved = training.load_checkpoint(resumed.checkpoint_path, required=SAVED)
+        saved = training.load_checkpoint(args.run.checkpoint_path, required=SAVED)
         training.check_compatible(saved["settings"], settings, IDENTITY)
     elif path.exists():
         raise FileExistsError(f"{path} already exists: go on with it by --resume, or choose another --name")
@@ -84,7 +83,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     windows = {"context": args.context, "length": min(args.length, len(longest.reward))}
     renderer = saved["renderer"] if saved else renderer_of(args.sources[0]) if images else "none"
     done = {**data, "updates": 0, "seconds": 0.0} if saved is None else saved["done"]
-    run = resumed or opened.enter_context(training.RunDirectory.create(path, settings).lock())
+    run: training.RunDirectory = args.run or opened.enter_context(training.RunDirectory.create(path, settings).lock())
     progress = training.Progress(total=args.updates, done=done["updates"], unit="updates")
     skip = training.SkipNonFinite(say=progress.say)
     state = training.RunState(model=model, optimizer=optimizer, replay=replay, skipped_updates=skip)
@@ -204,7 +203,7 @@ def vector_error(model: pl.WorldModel, episodes: Sequence[pl.Episode], *, contex
     return {name: float(value) for name, value in zip(HOLDOUT, (*errors, 1 - missed), strict=True)}
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, opened: contextlib.ExitStack) -> argparse.Namespace:
     """Read the flags; most fields of the preset are some, and a resumed run starts from its own settings."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
@@ -236,8 +235,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if item.name not in (*COLLECTING, "image_size", "channels"):
             flag, kind = f"--{item.name.replace('_', '-')}", type(preset[item.name])
             group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=item.metadata["help"])
-    if known.resume:
-        parser.set_defaults(**training.RunDirectory.open(known.resume).settings)
+    run = opened.enter_context(training.RunDirectory.open(known.resume).lock()) if known.resume else None
+    parser.set_defaults(**(run.settings if run else {}), run=run)
     args = parser.parse_intermixed_args(arguments)
     if not args.sources:
         parser.error("SOURCE is missing: a run, a folder or file of .npz episodes, or minari:NAME")

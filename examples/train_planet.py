@@ -65,21 +65,20 @@ EVAL_SEED = 1_000_000
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a mistake in it, or in the data, ends with one line."""
     with training.ending_in_one_line("train_planet.py"), contextlib.ExitStack() as opened:
-        train(parse(arguments), opened)
+        train(parse(arguments, opened), opened)
 
 
 def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     """Seed episodes, then updates and episodes in turn, until the episodes are done or Ctrl-C."""
     preset = Preset.from_settings(vars(args))
-    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name", "told"}}
+    settings = {key: value for key, value in vars(args).items() if key not in {"resume", "out", "name", "told", "run"}}
     training.check_settings(settings)
     if args.deterministic:
         training.make_deterministic()
     device = training.choose_device(args.device)
-    resumed = saved = None
+    saved = None
     if args.resume:
-        resumed = opened.enter_context(RunDirectory.open(args.resume).lock())  # before another process writes more
-        saved = training.load_checkpoint(resumed.checkpoint_path, required=RESUMED)
+        saved = training.load_checkpoint(args.run.checkpoint_path, required=RESUMED)
         Preset.from_settings(saved["settings"], where=args.resume)
         training.check_compatible(saved["settings"], settings, IDENTITY)
     source = None
@@ -114,13 +113,13 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     most: dict[str, Any] = {"max_bytes": math.ceil(args.replay_gb * 1e9) or None, "directory": args.replay_dir or None}
     sizes: dict[str, Any] = {"obs_shape": obs_shape, "action_dim": action_dim, **most}
     replay = opened.enter_context(pl.SequenceReplay(preset.replay_capacity, **sizes, seed=args.seed))
-    own = [saved["settings"]["replay_dir"], resumed.settings.get("replay_dir")] if resumed and saved else []
+    own = [saved["settings"]["replay_dir"], *args.run.values_of("replay_dir")] if saved else []
     if replay.num_steps and args.replay_dir not in own:
         raise ValueError(f"--replay-dir must be empty or this run's, {args.replay_dir} holds {replay.num_steps} rows")
 
-    run = resumed or opened.enter_context(RunDirectory.create(Path(args.out) / args.name, settings).lock())
-    done: dict[str, Any] = {**dict.fromkeys(DONE, 0), "seed_returns": {}, "eval_mean": -math.inf}
-    done = saved["done"] if saved else done
+    run = args.run or opened.enter_context(RunDirectory.create(Path(args.out) / args.name, settings).lock())
+    nothing: dict[str, Any] = {**dict.fromkeys(DONE, 0), "seed_returns": {}, "eval_mean": -math.inf}
+    done: dict[str, Any] = saved["done"] if saved else nothing
     kept = {"episodes": done["episodes"]}  # what the last checkpoint counts
     total, enough = preset.seed_episodes + preset.num_episodes, math.inf if args.stop_at is None else args.stop_at
     progress = training.Progress(total=total, done=done["episodes"], unit="episodes")
@@ -138,8 +137,8 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
     what = f"{', '.join(tasks)} from {args.obs} ({', '.join(sorted(set(drawn_by.values())))})"
     title = f"PlaNet, {what} ({args.cell}, preset {args.preset}, seed {args.seed})"
     progress.say(f"{run.path}: {what}, {args.cell}, preset {args.preset}, on {device}\n{metrics.notice}".rstrip())
-    if changed := run.differences():
-        progress.say(f"the run goes on, but its last digits may differ: it began with {', '.join(changed)}")
+    if others := run.differences():
+        progress.say(f"the run goes on, but its last digits may differ: it began with {', '.join(others)}")
     if changed := run.change_settings(settings):
         progress.say(f"from here on: {', '.join(changed)}")
 
@@ -223,7 +222,7 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         return {**means, "seconds_update": (seconds := time.monotonic() - start), "updates_per_second": count / seconds}
 
     try:
-        if saved is None:
+        if saved is None or changed:
             save()  # so that a run goes on from wherever it stops, be it the first seed episode
         while done["episodes"] < total and done["eval_mean"] < enough:
             seeding = done["episodes"] < preset.seed_episodes
@@ -251,8 +250,8 @@ def train(args: argparse.Namespace, opened: contextlib.ExitStack) -> None:
         metrics.close()
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the flags; every field of the preset is one, and a resumed run starts from its own settings."""
+def parse(arguments: Sequence[str] | None, opened: contextlib.ExitStack) -> argparse.Namespace:
+    """Read the flags; every field of the preset is one, and a resumed run, locked, starts from its own settings."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="where the settings below start from")
     first.add_argument("--cell", choices=("rssm", "ssm", "rnn"), default="rssm", help="the latent dynamics model")
@@ -271,9 +270,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quality", choices=("tuned", "fast", "suite"), default="tuned", help="of GL's pictures")
     parser.add_argument("--replay-gb", type=float, default=0.0, help="most memory of the replay; 0 is no such limit")
     parser.add_argument("--replay-dir", default="", help="keep the replay in mapped files here, not in memory")
-    parser.add_argument("--stop-at", type=float, metavar="SCORE", help="end once an evaluation's mean is this")
+    score: dict[str, Any] = {"type": lambda text: None if text == "none" else float(text), "metavar": "SCORE"}
+    parser.add_argument("--stop-at", **score, help="end once an evaluation's mean is this; none for never")
     parser.add_argument("--max-skipped", type=int, default=10, help="bad updates, or episodes, left out in a row")
-    parser.add_argument("--deterministic", action="store_true", help="only operations that give the same numbers again")
+    switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "help": "nothing that varies between runs"}
+    parser.add_argument("--deterministic", default=False, **switch)
     parser.add_argument("--device", default="auto", help="auto is cuda where there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--out", default="runs", help="where runs are kept")
@@ -284,8 +285,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if known.init_from:
         settings = RunDirectory.open(known.init_from).settings
         parser.set_defaults(**{name: settings[name] for name in (*LOOK, *MODEL_FIELDS) if name in settings})
-    if known.resume:
-        parser.set_defaults(**RunDirectory.open(known.resume).settings)
+    run = opened.enter_context(RunDirectory.open(known.resume).lock()) if known.resume else None
+    parser.set_defaults(**(run.settings if run else {}), run=run)
     args = parser.parse_args(arguments)
     task = str(args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
     args.name = args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}"

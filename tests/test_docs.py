@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -170,11 +171,11 @@ def test_every_column_of_the_metrics_is_explained_in_its_order(train_planet):
 def test_every_flag_of_the_training_run_is_explained_with_its_default(train_planet, capsys):
     settings = {name.replace("_", "-") for name in train_planet.PRESETS["paper"].settings()}
     with pytest.raises(SystemExit):
-        train_planet.parse(["--help"])
+        train_planet.parse(["--help"], ExitStack())
     flags = set(re.findall(r"^  --([\w-]+)", capsys.readouterr().out, re.MULTILINE))
     text = (DOCS / "training.md").read_text(encoding="utf-8")
     assert {flag.removeprefix("--") for flag in table(text, "## Flags")} == flags - settings
-    defaults = vars(train_planet.parse([]))
+    defaults = vars(train_planet.parse([], ExitStack()))
     for name in ("preset", "env", "obs", "cell", "device", "out"):
         default = re.search(rf"^\| `--{name}`.*$", text, re.MULTILINE)[0].split("|")[2]
         assert f"`{defaults[name]}`" in default

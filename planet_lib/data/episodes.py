@@ -30,7 +30,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from planet_lib._files import atomic_path, make_directory
+from planet_lib._files import atomic_path, make_directory, sync
 from planet_lib._shapes import check_flag, check_path, check_whole, shown
 from planet_lib.data._checks import check_episode
 from planet_lib.data._obs import flat_fields, nested_obs
@@ -96,11 +96,9 @@ def save_episode(directory: str | os.PathLike[str], episode: Episode, index: int
     with atomic_path(final, suffix=".tmp") as temporary:  # whoever lists all *.npz sees whole ones alone
         with temporary.open("wb") as file:
             _write_arrays(file, fields)
-            file.flush()
-            os.fsync(file.fileno())  # before the old one goes
-        for path in old:  # first, so that a kill in between can't leave two files of one index
-            if path != final:
-                path.unlink()
+        for path in set(old) - {final}:  # first, so that a kill in between can't leave two files of one index
+            sync(temporary)  # before the old one goes
+            path.unlink()
     return final
 
 

@@ -12,13 +12,15 @@ import numpy as np
 from planet_lib.envs.images import Array
 
 
-def batch_infos(infos: Mapping[int, Mapping[Any, Any]], num_rows: int, *, levels: int = 32) -> dict[Any, Any]:
+def batch_infos(
+    infos: Mapping[int, Mapping[Any, Any]], num_rows: int, *, inside: frozenset[int] = frozenset()
+) -> dict[Any, Any]:
     """Return an array [N, ...] for each key of any row, and under "_key" which rows have it, [N] bool.
 
     Numbers become an array of their common type, arrays of one shape and type are stacked, each with zeros in the rows
     without it, and dictionaries become dictionaries. Anything else, and whatever differs between the rows in what it is
-    or in its shape, becomes an object array, with None in the rows without it; so do dictionaries 32 levels deep, which
-    may hold themselves.
+    or in its shape, becomes an object array, with None in the rows without it; so do dictionaries that hold
+    themselves. `inside`: the identities of those around.
 
     Example:
         >>> batch_infos({0: {"speed": 1.5, "hit": 2}, 1: {"hit": "wall"}}, 2)["speed"].tolist()
@@ -27,12 +29,13 @@ def batch_infos(infos: Mapping[int, Mapping[Any, Any]], num_rows: int, *, levels
         [2, 'wall']
     """
     result: dict[Any, Any] = {}
+    inside |= {id(info) for info in infos.values()}
     for key in dict.fromkeys(key for info in infos.values() for key in info):
         values = {row: info[key] for row, info in infos.items() if key in info}
         has_value = np.zeros(num_rows, np.bool_)
         has_value[list(values)] = True
-        if key != "final_obs" and levels and all(isinstance(value, dict) for value in values.values()):
-            result[key] = batch_infos(values, num_rows, levels=levels - 1)
+        if key != "final_obs" and all(isinstance(one, dict) and id(one) not in inside for one in values.values()):
+            result[key] = batch_infos(values, num_rows, inside=inside)
         else:
             result[key] = _batched(values, num_rows, is_object=key == "final_obs")
         result[f"_{key}"] = has_value

@@ -70,6 +70,8 @@ class Worker:
             self.restart()
         try:
             question = ForkingPickler.dumps((self._asked + 1, name, args, kwargs))
+        except MemoryError:
+            raise
         except Exception as error:  # pickling runs what the objects define, and that raises anything
             raise TypeError(
                 f"{name!r} must be given what can be pickled, since a worker is another process, got "
@@ -257,9 +259,14 @@ def _can_leave(value: Any) -> bool:
     return True
 
 
-def _portable(info: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the infos without those that cannot be pickled: nobody may read them, and an episode is worth more."""
-    pairs = ((key, _portable(value) if type(value) is dict else value) for key, value in info.items())
+def _portable(info: dict[Any, Any], inside: frozenset[int] = frozenset()) -> dict[Any, Any]:
+    """Return the infos without those that cannot be pickled: nobody may read them, and an episode is worth more.
+
+    What holds itself is among those, as far as it holds anything of the kind. inside: identities of those around.
+    """
+    inside |= {id(info)}
+    others = {key: value for key, value in info.items() if id(value) not in inside}
+    pairs = ((key, _portable(value, inside) if type(value) is dict else value) for key, value in others.items())
     return {key: value for key, value in pairs if _can_leave((key, value))}
 
 

@@ -237,13 +237,26 @@ class _Patient:
     def _try(self, name: str, *args: str) -> Any:
         try:
             return None if self._target is None else getattr(self._target, name)(*args)
+        except UnicodeEncodeError as error:
+            return self._try(name, *(text.encode(error.encoding, "replace").decode(error.encoding) for text in args))
+        except BlockingIOError:  # a reader that is slow: what comes later may find its place
+            return None
         except (OSError, ValueError):  # a ValueError where it was closed
-            self._target = None
+            self._target = self._target if name == "isatty" else None
             return None
 
     def __getattr__(self, name: str) -> Any:
         """Have what else the stream has, such as its encoding."""
+        if name.startswith("__") or name == "_target":  # while it is copied
+            raise AttributeError(name)
         return getattr(self._target, name)
+
+    def __eq__(self, other: object) -> bool:
+        """Be the stream, so that tqdm makes room for what others write to it."""
+        return bool(self._target == getattr(other, "_target", other))
+
+    def __hash__(self) -> int:
+        return hash(self._target)
 
 
 def _number(name: str, value: object) -> str:

@@ -59,6 +59,8 @@ class RunDirectory:
             have become lists, keys strings.
         versions: of Python, torch, planet_lib and the simulators that were installed at the start.
         machine: the platform, the processor, its vector instructions and torch's number of threads at the start.
+        changes: one dictionary for each time that `change_settings` replaced something: "changed", the time, "command",
+            and "settings_before", the values that were replaced.
 
     Example:
         >>> import tempfile
@@ -73,6 +75,7 @@ class RunDirectory:
     settings: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> "RunDirectory":
@@ -131,23 +134,9 @@ class RunDirectory:
         directory = Path(check_path("path", path))
         if not directory.is_dir():
             raise FileNotFoundError(f"run directory {directory} does not exist: give the path of one that a run made")
-        source = directory / "settings.json"
-        check_file(source)
-        try:
-            record = json.loads(source.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{directory} is not a run directory, it has no settings.json: give the path of one that a run made"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source} is damaged (got {error}): restore it, or start a new run") from error
-        settings = record.get("settings") if isinstance(record, dict) and record.get("format") == _FORMAT else None
-        if not isinstance(settings, dict):
-            raise ValueError(
-                f"{source} was not written by a planet_lib run (got another file): give the path of a run directory"
-            )
+        record = _read_record(directory)
         facts = {name: record[name] for name in ("versions", "machine") if isinstance(record.get(name), dict)}
-        return cls(path=directory, settings=settings, **facts)
+        return cls(path=directory, settings=record["settings"], changes=record.get("changes", []), **facts)
 
     def change_settings(self, settings: Mapping[str, Any]) -> list[str]:
         """Make these the settings from here on, for this process and for every later `open`.
@@ -164,6 +153,7 @@ class RunDirectory:
 
         Raises:
             TypeError: a setting is not a plain value. Raised before anything is written.
+            ValueError: `settings.json` is damaged by now.
             OSError: the disk is full, or the place not writable; the old settings are kept.
 
         Example:
@@ -179,15 +169,31 @@ class RunDirectory:
         if plain == self.settings:
             return []
         was = {name: value for name, value in self.settings.items() if name not in plain or plain[name] != value}
-        record = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        record = _read_record(self.path)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        changes = [*record.get("changes", []), {"changed": now, "command": sys.argv, "settings_before": was}]
+        changes = record.get("changes", [])
+        if was:
+            changes = [*changes, {"changed": now, "command": sys.argv, "settings_before": was}]
         with atomic_path(self.settings_path) as temporary:
             text = json.dumps({**record, "settings": plain, "changes": changes}, indent=2)
             temporary.write_text(text + "\n", encoding="utf-8")
+        self.changes[:] = changes
         self.settings.clear()
         self.settings.update(plain)
         return [f"{name} {plain[name]} (was {value})" for name, value in was.items() if name in plain]
+
+    def values_of(self, name: str) -> list[Any]:
+        """Return the values that a setting has had, the present one first.
+
+        Example:
+            >>> import tempfile
+            >>> run = RunDirectory.create(Path(tempfile.mkdtemp()) / "first", {"batch_size": 25})
+            >>> _ = run.change_settings({"batch_size": 50})
+            >>> run.values_of("batch_size"), run.values_of("seed")
+            ([50, 25], [])
+        """
+        before = (change.get("settings_before") for change in reversed(self.changes))
+        return [each[name] for each in (self.settings, *before) if isinstance(each, dict) and name in each]
 
     def differences(self) -> list[str]:
         """Return what is not as it was when the run began, of all on which its numbers depend bit for bit.
@@ -209,14 +215,15 @@ class RunDirectory:
     def lock(self) -> Iterator["RunDirectory"]:
         """Keep every other process from writing to this run, until the returned context is left or this process ends.
 
-        The context gives the run itself. Enter it before the checkpoint is read: another process may be about to write
-        the next one. Where the system or the file system has no such locks, nothing is locked.
+        The context gives the run with the settings that it has then. Enter it before settings and checkpoint are used:
+        another process may be about to write others. Where the system or the file system has no such locks, nothing is
+        locked.
 
         Raises:
             BlockingIOError: another process has it, when the context is entered.
         """
         with _locked(self.path / ".lock", f"run {self.path}"):
-            yield self
+            yield RunDirectory.open(self.path)
 
     @property
     def settings_path(self) -> Path:
@@ -247,6 +254,29 @@ class RunDirectory:
     def episodes(self) -> Path:
         """The directory of the collected episodes."""
         return self.path / "episodes"
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    """Return what the run's `settings.json` holds, or raise as `RunDirectory.open` does."""
+    source = directory / "settings.json"
+    check_file(source)
+    try:
+        record = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{directory} is not a run directory, it has no settings.json: give the path of one that a run made"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is damaged (got {error}): restore it, or start a new run") from error
+    is_run = isinstance(record, dict) and record.get("format") == _FORMAT and isinstance(record.get("settings"), dict)
+    if not is_run:
+        raise ValueError(
+            f"{source} was not written by a planet_lib run (got another file): give the path of a run directory"
+        )
+    changes = record.get("changes", [])
+    if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+        raise ValueError(f"{source} is damaged (got {shown(changes)} for its changes): restore it, or start a new run")
+    return dict(record)
 
 
 def _plain_setting(name: str, value: Any) -> Any:

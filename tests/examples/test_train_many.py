@@ -1,6 +1,7 @@
 """The loop with several environments, several tasks, another run's model, another renderer, and replay on the disk."""
 
 import csv
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ def test_a_run_goes_on_or_begins_from_another_but_not_both(body, capsys):
 
 
 def test_blanks_in_a_list_of_tasks_do_not_matter():
-    assert train_planet.parse(["--tasks", " gym:A-v0, gym:B-v0 ,"]).tasks == "gym:A-v0,gym:B-v0"
+    assert train_planet.parse(["--tasks", " gym:A-v0, gym:B-v0 ,"], ExitStack()).tasks == "gym:A-v0,gym:B-v0"
 
 
 def test_a_replay_that_is_not_the_runs_own_is_left_alone(body, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import shutil
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -163,6 +164,32 @@ def test_what_is_changed_with_resume_holds_for_every_later_one(whole, tmp_path, 
     assert "done after 5 episodes" in said
     assert "from here on" not in said
     torch.testing.assert_close(weights_of(cut), weights_of(alone), rtol=0.0, atol=0.0)
+
+
+def test_switches_and_scores_can_be_taken_back_and_the_replay_moved_back(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    there = str(tmp_path / "replay")
+    for flags, said in (
+        (["--stop-at", "5", "--replay-dir", there], f"replay_dir {there} (was ), stop_at 5.0 (was None)"),
+        (["--stop-at", "none", "--replay-dir", ""], f"replay_dir  (was {there}), stop_at None (was 5.0)"),
+        (["--replay-dir", there, "--no-deterministic"], f"replay_dir {there} (was )"),
+    ):
+        train_planet.main(["--resume", str(run), *flags])
+        assert f"from here on: {said}\n" in capsys.readouterr().err
+
+
+def test_another_renderer_is_that_of_the_next_resume_too(tmp_path, monkeypatch, capsys):
+    small = ("--env", "dmc:pendulum-swingup", "--image-size", "16", "--renderer", "rays", "--action-repeat", "250")
+    run = train(tmp_path, *small, "--num-episodes", "0", "--quality", "tuned", obs="pixels")
+    saved = load_checkpoint(run / "checkpoint.pt")
+    saved["renderer"] = dict.fromkeys(saved["renderer"], "gl-tuned")  # as if OpenGL had drawn it
+    save_checkpoint(run / "checkpoint.pt", saved)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_planet, "run_episodes", None)
+        train_planet.main(["--resume", str(run), "--renderer", "rays", "--stop-at", "9"])
+    assert "from here on: stop_at 9.0 (was None)" in capsys.readouterr().err
+    assert set(load_checkpoint(run / "checkpoint.pt")["renderer"].values()) == {"rays"}
+    train_planet.main(["--resume", str(run)])
 
 
 def test_a_checkpoint_is_read_once_no_other_process_can_write_the_next_one(whole, tmp_path, monkeypatch):
@@ -404,15 +431,15 @@ def test_a_mistake_in_evaluating_costs_one_line_before_any_episode(whole, capsys
 
 
 def test_environments_that_can_terminate_get_a_continue_head_unless_it_is_refused():
-    assert train_planet.parse(["--env", "gym:Hopper-v5"]).continue_scale == 1.0
-    assert train_planet.parse(["--env", "gym:Hopper-v5", "--continue-scale", "0"]).continue_scale == 0.0
-    assert train_planet.parse([]).continue_scale == 0.0
+    assert train_planet.parse(["--env", "gym:Hopper-v5"], ExitStack()).continue_scale == 1.0
+    assert train_planet.parse(["--env", "gym:Hopper-v5", "--continue-scale", "0"], ExitStack()).continue_scale == 0.0
+    assert train_planet.parse([], ExitStack()).continue_scale == 0.0
 
 
 def test_the_rnn_has_no_free_nats_unless_they_are_asked_for():
-    assert train_planet.parse(["--cell", "rnn"]).free_nats == 0.0
-    assert train_planet.parse(["--cell", "rnn", "--free-nats", "2"]).free_nats == 2.0
-    assert train_planet.parse(["--preset", "paper"]).free_nats == 3.0
+    assert train_planet.parse(["--cell", "rnn"], ExitStack()).free_nats == 0.0
+    assert train_planet.parse(["--cell", "rnn", "--free-nats", "2"], ExitStack()).free_nats == 2.0
+    assert train_planet.parse(["--preset", "paper"], ExitStack()).free_nats == 3.0
 
 
 def test_the_planner_alone_comes_close_to_the_known_optimum(capsys):

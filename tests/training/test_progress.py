@@ -1,3 +1,4 @@
+import copy
 import errno
 import io
 import os
@@ -139,6 +140,44 @@ def test_without_any_stream_it_is_silent(monkeypatch):
     with progress.phase("updates", total=4) as bar:
         bar.update(4)
     progress.say("nobody hears it")
+
+
+def test_a_letter_that_a_log_cannot_hold_costs_that_letter_alone(tmp_path):
+    with open(tmp_path / "log", "w", encoding="ascii") as log:
+        progress = Progress(stream=log)
+        for line in ("one", "zwölf", "three"):
+            progress.say(line)
+    assert (tmp_path / "log").read_text() == "one\nzw?lf\nthree\n"
+
+
+def test_a_reader_that_is_slow_once_gets_what_comes_later():
+    class Slow(io.StringIO):
+        def write(self, text):
+            if "two" in text:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return super().write(text)
+
+    stream = Slow()
+    progress = Progress(stream=stream)
+    for line in ("one", "two", "three"):
+        progress.say(line)
+    assert stream.getvalue() == "one\nthree\n"
+
+
+def test_room_is_made_for_what_others_write_to_the_terminal():
+    tqdm = pytest.importorskip("tqdm").tqdm
+    terminal = Terminal()
+    progress = Progress(10, stream=terminal)
+    tqdm.write("a line of theirs", file=terminal)
+    progress.close()
+    assert "\ra line of theirs\n" in terminal.getvalue()
+    other = tqdm(total=10, file=terminal)
+    Progress(stream=terminal).say("a line of ours")
+    other.close()
+    assert "\ra line of ours\n" in terminal.getvalue()
+    stream = module._Patient(terminal)
+    assert copy.copy(stream) == stream == terminal
+    assert hash(stream) == hash(terminal)
 
 
 class Interrupting(Terminal):

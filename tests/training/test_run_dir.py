@@ -40,7 +40,27 @@ def test_changed_settings_hold_for_whoever_opens_the_run_and_the_old_ones_are_re
     record = json.loads(run.settings_path.read_text())
     assert record["started"] == started
     assert [change["settings_before"] for change in record["changes"]] == [{"batch_size": 50, "old": True}, {"seed": 0}]
-    assert record["changes"][0]["command"] == ["train.py", "--resume"]
+    assert record["changes"] == opened.changes
+    assert opened.changes[0]["command"] == ["train.py", "--resume"]
+    assert opened.values_of("batch_size") == [[20, 5], 50]
+    assert opened.values_of("never") == []
+
+
+@pytest.mark.parametrize("changes", ["null", "5", '"abc"', "{}", "[1]"])
+def test_changes_that_are_damaged_are_named(tmp_path, changes):
+    run = RunDirectory.create(tmp_path / "run", {"seed": 0})
+    text = run.settings_path.read_text()
+    run.settings_path.write_text(text.replace('"settings"', f'"changes": {changes}, "settings"'))
+    for call in (lambda: RunDirectory.open(run.path), lambda: run.change_settings({"seed": 1})):
+        with pytest.raises(ValueError, match=r"settings.json is damaged \(got .* for its changes\): restore it"):
+            call()
+
+
+def test_a_lock_gives_the_settings_that_the_run_has_then(tmp_path):
+    early = RunDirectory.create(tmp_path / "run", {"seed": 0})
+    RunDirectory.open(early.path).change_settings({"seed": 1})
+    with early.lock() as run:
+        assert run.settings == {"seed": 1}
 
 
 def test_settings_that_are_the_same_are_not_written(tmp_path):

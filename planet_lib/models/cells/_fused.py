@@ -18,6 +18,7 @@ from planet_lib.models.cells._parts import GRU, DeterministicPath, GaussianHead,
 from planet_lib.types import State
 
 Head = GaussianHead | MeanHead
+_LINEAR = nn.Linear.forward
 _REPLACED = ("prior", "features", "forward", "hidden", "hidden_from", "split", "distribution")
 # Of path, head, state, embed, action, is_first and noise.
 PlainLoop = Callable[[DeterministicPath, Head, State, Tensor, Tensor, Tensor, Tensor | None], State]
@@ -50,7 +51,7 @@ def allows() -> bool:
         return False
     if torch._C._len_torch_function_stack() or _has_any_global_hook():  # type: ignore[no-untyped-call]  # as torch has it
         return False
-    return forward_ad._current_level < 0
+    return forward_ad._current_level < 0 and nn.Linear.forward is _LINEAR
 
 
 def _knows_layers(path: DeterministicPath, head: Head, noise: Tensor | None) -> bool:

@@ -236,7 +236,7 @@ def parse(arguments: Sequence[str] | None, opened: contextlib.ExitStack) -> argp
             flag, kind = f"--{item.name.replace('_', '-')}", type(preset[item.name])
             group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=item.metadata["help"])
     run = opened.enter_context(training.RunDirectory.open(known.resume).lock()) if known.resume else None
-    parser.set_defaults(**(run.settings if run else {}), run=run)
+    parser.set_defaults(**{**(run.settings if run else {}), "run": run})
     args = parser.parse_intermixed_args(arguments)
     if not args.sources:
         parser.error("SOURCE is missing: a run, a folder or file of .npz episodes, or minari:NAME")

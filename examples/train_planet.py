@@ -286,7 +286,7 @@ def parse(arguments: Sequence[str] | None, opened: contextlib.ExitStack) -> argp
         settings = RunDirectory.open(known.init_from).settings
         parser.set_defaults(**{name: settings[name] for name in (*LOOK, *MODEL_FIELDS) if name in settings})
     run = opened.enter_context(RunDirectory.open(known.resume).lock()) if known.resume else None
-    parser.set_defaults(**(run.settings if run else {}), run=run)
+    parser.set_defaults(**{**(run.settings if run else {}), "run": run})
     args = parser.parse_args(arguments)
     task = str(args.tasks or args.env).replace(":", "-").replace("/", "-").replace(",", "+")
     args.name = args.name or f"{task}-{args.obs}-{args.cell}-{args.preset}-seed{args.seed}"

@@ -204,6 +204,11 @@ def _interruptible(tqdm: Any) -> Any:
             with contextlib.nullcontext() if nolock else self.get_lock():
                 return super().clear(nolock=True)
 
+        def close(self) -> None:
+            if not hasattr(self, "start_t"):  # interrupted while it was made: older ones of tqdm would raise
+                self.disable = True
+            super().close()
+
     return Bar
 
 
